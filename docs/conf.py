@@ -1,0 +1,40 @@
+"""How the documentation is built: `python -m sphinx -W -n -b html docs docs/_build`."""
+
+project = "freezekit"
+author = "The freezekit authors"
+copyright = author
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
+default_role = "code"
+exclude_patterns = ["_build"]
+nitpicky = True
+# The keywords of the verbs are typed by TypedDicts that the page of `Rule` documents in prose.
+nitpick_ignore_regex = [
+    ("py:class", r"typing_extensions\.Unpack"),
+    ("py:class", r"freezekit\._plan\.\w*Properties"),
+]
+html_theme = "furo"
+html_title = project
+
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+# The examples in docstrings run under pytest; only the {doctest} blocks of the pages run here.
+doctest_test_doctest_blocks = ""
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.inv"),
+    "torch": ("https://docs.pytorch.org/docs/stable", "inventories/torch.inv"),
+    "matplotlib": ("https://matplotlib.org/stable", "inventories/matplotlib.inv"),
+}

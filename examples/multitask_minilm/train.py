@@ -1,0 +1,262 @@
+"""Trains MiniLM on two tasks at once, with those parts frozen that a freezekit plan names.
+
+Run `python train.py --mode backbone`, or `python train.py --plan my.yaml` with any plan file.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint import Checkpoint, save_checkpoint
+from config import CHOICES, HERE, Config, UserError, load_config
+from data import encode, load_rows, topics_of
+from model import MultiTaskMiniLM, load_backbone
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from weights import Weights, find_weights
+
+from freezekit import AppliedPlan, FreezekitError, FreezePlan, plot
+
+TASKS = ("topic", "sentiment")
+
+
+@dataclass
+class Run:
+    """What one run trains: the model under its plan, the optimizer (if any) and the data."""
+
+    config: Config
+    weights: Weights
+    topics: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    model: MultiTaskMiniLM
+    plan: FreezePlan
+    applied: AppliedPlan
+    optimizer: torch.optim.Optimizer | None
+    train: DataLoader[tuple[Tensor, ...]]
+    test: DataLoader[tuple[Tensor, ...]]
+
+
+def prepare(config: Config, plan_file: Path) -> Run:
+    """Builds a run: data, model on pre-trained weights, plan applied, optimizer."""
+    settings = config.training
+    train_rows = load_rows(Path(config.data.train))
+    topics = topics_of(train_rows, config.data.train)
+    test_rows = load_rows(Path(config.data.test), topics)
+    weights = find_weights(config.model.name)
+    tokenizer = AutoTokenizer.from_pretrained(weights.folder, local_files_only=True)
+    train, test = (
+        encode(rows, tokenizer, topics, settings.max_length) for rows in (train_rows, test_rows)
+    )
+
+    backbone = load_backbone(weights.folder)
+    torch.manual_seed(settings.seed)
+    model = MultiTaskMiniLM(backbone, len(topics), config.model.pooling, config.model.normalize)
+    plan = load_plan(plan_file, model)
+    applied = plan.apply(model)
+    order = torch.Generator().manual_seed(settings.seed)
+    return Run(
+        config,
+        weights,
+        topics,
+        tokenizer,
+        model,
+        plan,
+        applied,
+        make_optimizer(config, applied),
+        train=DataLoader(train, settings.batch_size, shuffle=True, generator=order),
+        test=DataLoader(test, settings.batch_size),
+    )
+
+
+def load_plan(path: Path, model: nn.Module) -> FreezePlan:
+    """Returns the plan in a file, with the unused pooler frozen whatever the file says."""
+    try:
+        plan = FreezePlan.load(path)
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error}") from error
+    resolved = plan.resolve(model)
+    if len(resolved.phases) > 1:
+        raise UserError(f"{path}: this script holds one state; take out the at_ and until_ keys")
+    if any(name.startswith("backbone.pooler.") for name in resolved.at().trainable):
+        print(f"{path.name} leaves backbone.pooler trainable; the model never uses it: frozen too")
+        plan = plan.freeze("backbone.pooler")
+    return plan
+
+
+def make_optimizer(config: Config, applied: AppliedPlan) -> torch.optim.Optimizer | None:
+    """Returns AdamW over what trains, with one lr for the backbone and one for the heads."""
+    settings, groups = config.optimizer, []
+    for pattern, lr in (("backbone", settings.lr), ("*_head", settings.head_lr)):
+        groups += applied.param_groups(pattern, lr=lr, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups) if groups else None
+
+
+def train_epoch(run: Run, description: str) -> dict[str, float]:
+    """Trains one epoch on both tasks and returns the mean loss per task."""
+    assert run.optimizer is not None
+    totals = dict.fromkeys(TASKS, 0.0)
+    run.model.train()
+    for input_ids, mask, *labels in tqdm(run.train, description, leave=False):
+        losses = [
+            nn.functional.cross_entropy(logits, label)
+            for logits, label in zip(run.model(input_ids, mask), labels, strict=True)
+        ]
+        run.optimizer.zero_grad()
+        sum(losses).backward()
+        run.optimizer.step()
+        for task, loss in zip(TASKS, losses, strict=True):
+            totals[task] += loss.item() * len(mask)
+    return {task: total / len(run.train.dataset) for task, total in totals.items()}
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, dict[str, Any]]:
+    """Returns per task the held-out loss, and the accuracy with its 95 % Wilson interval."""
+    outputs: list[list[Tensor]] = [[], []]
+    run.model.eval()
+    for input_ids, mask, *_ in run.test:
+        for logits, output in zip(run.model(input_ids, mask), outputs, strict=True):
+            output.append(logits)
+    scores = {}
+    for task, output, labels in zip(TASKS, outputs, run.test.dataset.tensors[2:], strict=True):
+        logits = torch.cat(output)
+        correct = int((logits.argmax(dim=1) == labels).sum())
+        scores[task] = {
+            "loss": nn.functional.cross_entropy(logits, labels).item(),
+            "accuracy": correct / len(labels),
+            "wilson_95": wilson(correct, len(labels)),
+        }
+    return scores
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Returns the Wilson score interval of a proportion, by default the 95 % one."""
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Returns the sha256 of the bytes of each named parameter."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: hashlib.sha256(parameters[name].detach().contiguous().numpy()).hexdigest()
+        for name in names
+    }
+
+
+def train(run: Run) -> list[dict[str, Any]]:
+    """Trains all epochs, printing per-task loss and held-out accuracy after each; returns them."""
+    history = []
+    for epoch in range(run.config.training.epochs):
+        start = time.perf_counter()
+        losses = train_epoch(run, f"epoch {epoch}")
+        seconds = time.perf_counter() - start
+        scores = evaluate(run)
+        history.append({"epoch": epoch, "seconds": seconds, "train_loss": losses, "test": scores})
+        report = ", ".join(
+            f"{task}: loss {losses[task]:.3f}, held-out accuracy {scores[task]['accuracy']:.3f}"
+            for task in TASKS
+        )
+        print(f"epoch {epoch} ({seconds:.1f} s)  {report}")
+    return history
+
+
+def execute(run: Run, output: Path) -> dict[str, Any]:
+    """Trains and evaluates a run, writes picture, metrics and checkpoint, returns the metrics."""
+    resolved = run.applied.resolved
+    print(run.weights)
+    print(resolved.summary())
+    output.mkdir(parents=True, exist_ok=True)
+    plot.trainability(resolved).figure.savefig(output / "trainability.png", dpi=150)
+
+    frozen = resolved.at().frozen
+    before = fingerprints(run.model, frozen)
+    if run.optimizer is None:
+        print("this plan trains nothing: every parameter is frozen, the heads too; only evaluating")
+    history = train(run) if run.optimizer else []
+    scores = history[-1]["test"] if history else evaluate(run)
+    for task, score in scores.items():
+        low, high = score["wilson_95"]
+        interval = f"95 % Wilson interval {low:.3f} to {high:.3f}"
+        print(f"{task}: held-out accuracy {score['accuracy']:.3f}, {interval}")
+    check_frozen(before, fingerprints(run.model, frozen))
+
+    settings = dataclasses.asdict(run.config)
+    metrics = {
+        "config": settings,
+        "plan": run.plan.to_dict(),
+        "weights": {"origin": run.weights.origin, "sha256": run.weights.sha256},
+        "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "epochs": history,
+        "test": scores,
+    }
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    checkpoint = Checkpoint(run.model, run.tokenizer, run.topics, run.plan.to_dict(), settings)
+    save_checkpoint(output / "checkpoint", checkpoint)
+    print(f"saved: trainability.png, metrics.json and checkpoint/ in {output}")
+    return metrics
+
+
+def check_frozen(before: dict[str, str], after: dict[str, str]) -> None:
+    """Raises if a frozen tensor changed, and says so if none did."""
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise RuntimeError(f"{len(changed)} frozen tensors changed: {', '.join(sorted(changed))}")
+    print(f"frozen tensors: all {len(before)} are bit-identical to the start (sha256)")
+
+
+def find(path: Path) -> Path:
+    """Returns `path` as seen from where the user stands, else from this script's folder."""
+    return (path if path.exists() else HERE / path).resolve()
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Returns the command line, parsed."""
+    parser = argparse.ArgumentParser(description="Trains MiniLM on two tasks under a freeze plan.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--mode", choices=CHOICES["freeze_mode"], help="instead of the config's")
+    what.add_argument("--plan", type=Path, help="a freezekit plan file, instead of a mode")
+    parser.add_argument("--epochs", type=int, help="instead of the config's")
+    parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
+    parser.add_argument("--model", type=Path, help="a folder with weights, instead of the config's")
+    parser.add_argument("--output", type=Path, default=HERE / "outputs")
+    options = parser.parse_args(arguments)
+    if options.epochs is not None and options.epochs < 1:
+        parser.error(f"--epochs is {options.epochs}; expected at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line."""
+    options = parse(arguments)
+    try:
+        config = load_config(find(options.config))
+        mode = options.mode or config.training.freeze_mode
+        epochs = options.epochs or config.training.epochs
+        training = replace(config.training, freeze_mode=mode, epochs=epochs)
+        name = str(find(options.model)) if options.model else config.model.name
+        config = replace(config, model=replace(config.model, name=name), training=training)
+        plan_file = find(options.plan) if options.plan else HERE / "plans" / f"{mode}.yaml"
+        print(f"plan: {plan_file}")
+        execute(prepare(config, plan_file), HERE / options.output)
+    except (UserError, FreezekitError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Declarative freezing for PyTorch: what trains, when, and how fast."""
+
+from ._apply import AppliedPlan
+from ._plan import FreezePlan, Rule
+from ._resolve import Phase, ResolvedPlan
+from .errors import FreezekitError, PatternError, PlanError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppliedPlan",
+    "FreezePlan",
+    "FreezekitError",
+    "PatternError",
+    "Phase",
+    "PlanError",
+    "ResolvedPlan",
+    "Rule",
+]

@@ -1,0 +1,487 @@
+"""AppliedPlan, the live handle. The only module that writes to a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+
+from ._glob import Automaton, parse
+from ._groups import group_rules
+from ._names import Walk, walk
+from ._plan import FreezePlan
+from ._resolve import MARK, ResolvedPlan, bind, check_matches
+from .errors import FreezekitError, PlanError
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
+
+class Hold:
+    """Keeps one module in a mode, standing in for its `train` method.
+
+    Placed as `train` in the module's own `__dict__`, where every switch of mode finds it, from
+    whichever parent it comes. Travels with copies and pickles of the model, where `live` is false.
+    """
+
+    def __init__(self, module: torch.nn.Module, mode: bool) -> None:
+        self.module = module
+        self.mode = mode
+        self.before = module.training
+        self.asked: bool | None = None
+        self.dropout: float | None = None
+        self.live = True
+
+    def __call__(self, mode: bool = True) -> torch.nn.Module:
+        """Answers `module.train(mode)` with the held mode."""
+        self.asked = mode
+        type(self.module).train(self.module, self.mode)
+        return self.module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"live": False}
+
+
+class Mark:
+    """What an applied model remembers, in its own `__dict__`: the flags it had before.
+
+    A copy or an unpickled model keeps the flags but has no handle: there `live` is false.
+    """
+
+    def __init__(self, flags: dict[str, bool]) -> None:
+        self.flags = flags
+        self.live = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"live": False}
+
+
+class _Change(NamedTuple):
+    """What differs between two phases, by row."""
+
+    freeze: tuple[int, ...]
+    unfreeze: tuple[int, ...]
+    hold: tuple[tuple[int, bool], ...]
+    let_go: tuple[int, ...]
+
+
+class AppliedPlan:
+    """A plan carried out on a model: the handle that `FreezePlan.apply` returns.
+
+    Used as a context manager, it releases the model at the end.
+
+    Attributes:
+        resolved: what the plan means for the model.
+        phase: the phase the model is in.
+
+    Example:
+        >>> import torch
+        >>> from freezekit import FreezePlan
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> plan = FreezePlan().freeze("[0]").unfreeze("[0]", at_epoch=1)
+        >>> applied = plan.apply(model)
+        >>> optimizer = applied.optimizer(torch.optim.AdamW, lr=1e-3)
+        >>> for epoch in range(2):
+        ...     applied.advance(epoch=epoch)
+        ...     print(model[0].weight.requires_grad)
+        False
+        True
+        >>> applied.release()
+    """
+
+    def __init__(self, resolved: ResolvedPlan, walked: Walk) -> None:
+        """Binds the handle to the model's modules; `FreezePlan.apply` is the way in."""
+        self.resolved = resolved
+        self.phase = resolved.phases[0]
+        self._modules = walked.modules
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._released = False
+        self._changes = lru_cache(maxsize=None)(self._change)
+
+    def advance(self, *, epoch: int | None = None, step: int | None = None) -> None:
+        """Puts the model into the phase of a moment: opens and closes what is due.
+
+        Depends on the moment alone, not on the calls before it, so a resumed run needs one call.
+
+        Args:
+            epoch: 0-based epoch; needed where the plan counts in epochs.
+            step: 0-based optimizer step; needed where the plan counts in steps.
+
+        Raises:
+            PlanError: the clock the plan uses is missing or negative.
+            FreezekitError: the plan was released, or a parameter is gone from the model.
+        """
+        self._check_live()
+        phase = self.resolved.at(epoch=epoch, step=step)
+        if phase is not self.phase:
+            self._carry_out(self._changes(self.phase.index, phase.index))
+            self.phase = phase
+
+    def param_groups(
+        self, pattern: str = "**", *, lr: float, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Builds optimizer groups for every parameter that ever trains.
+
+        There is one group per distinct treatment over all of training, so no group is ever added
+        later. Keys are written only where the plan or this call sets them.
+
+        Args:
+            pattern: which part of the model; use several calls for several optimizers.
+            lr: base learning rate, per step, for what the plan gives none.
+            weight_decay: weight decay for what the plan gives none; None leaves it to the
+                optimizer.
+
+        Returns:
+            Groups with `params` (pairs of canonical name and tensor), a unique `name`, `lr`.
+
+        Raises:
+            PatternError: the pattern selects nothing.
+            FreezekitError: nothing it selects ever trains, or the plan was released.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+            >>> plan = FreezePlan().group("[0]", lr_mult=0.1).no_decay()
+            >>> for group in plan.apply(model).param_groups(lr=0.01, weight_decay=0.1):
+            ...     print(group["name"], group["lr"], group["weight_decay"])
+            0.weight 0.001 0.1
+            0.bias/no_decay 0.001 0.0
+            1.weight 0.01 0.1
+            1.bias/no_decay 0.01 0.0
+        """
+        self._check_live()
+        for name, value, least in (("lr", lr, "> 0"), ("weight_decay", weight_decay, ">= 0")):
+            valid = value is None or (math.isfinite(value) and value >= 0)
+            if not valid or (name == "lr" and not lr):
+                raise PlanError(
+                    f"param_groups: {name} must be a finite number {least}, got {value!r}"
+                )
+        rules = group_rules(self.resolved, self._selected(pattern))
+        if not rules:
+            raise FreezekitError(
+                f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
+            )
+        names = self.resolved._tree.names
+        return [
+            {"params": [(names[row], self._parameter(row)) for row in rule.rows]}
+            | rule.settings(lr, weight_decay)
+            for rule in rules
+        ]
+
+    def optimizer(
+        self,
+        cls: type[OptimizerT],
+        pattern: str = "**",
+        *,
+        lr: float,
+        **options: Any,  # noqa: ANN401
+    ) -> OptimizerT:
+        """Builds an optimizer over `param_groups(pattern, lr=lr)` and attaches it.
+
+        Args:
+            cls: an optimizer class that takes param groups.
+            pattern: which part of the model.
+            lr: base learning rate, per step.
+            **options: the optimizer's own arguments, such as `weight_decay` or `betas`.
+
+        Raises:
+            PatternError: the pattern selects nothing.
+            FreezekitError: nothing it selects ever trains, or the optimizer cannot leave frozen
+                parameters alone.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+            >>> applied = FreezePlan().freeze("[0]").apply(model)
+            >>> optimizer = applied.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
+            >>> applied.lrs()
+            {'1': 0.1}
+        """
+        if issubclass(cls, torch.optim.LBFGS):
+            raise FreezekitError(
+                "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
+            )
+        optimizer = cls(self.param_groups(pattern, lr=lr), lr=lr, **options)
+        self.attach(optimizer)
+        return optimizer
+
+    def attach(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Tells the plan which optimizers train the model.
+
+        Args:
+            *optimizers: built from `param_groups`, or by hand.
+
+        Raises:
+            FreezekitError: two optimizers hold the same parameter, or the plan was released.
+        """
+        self._check_live()
+        names = {
+            id(self._parameter(row)): name for row, name in enumerate(self.resolved._tree.names)
+        }
+        taken: set[int] = set()
+        for optimizer in (*self._optimizers, *optimizers):
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                if id(parameter) in taken and id(parameter) in names:
+                    raise FreezekitError(
+                        f"{names[id(parameter)]!r} is in two optimizers; build each from a "
+                        "param_groups(pattern) of its own"
+                    )
+                taken.add(id(parameter))
+        self._optimizers.extend(optimizers)
+
+    def lrs(self) -> dict[str, float]:
+        """Returns the learning rate of each group of the attached optimizers, by group name.
+
+        Raises:
+            FreezekitError: the plan was released.
+        """
+        self._check_live()
+        return {
+            group.get("name", f"group {number}"): float(group["lr"])
+            for optimizer in self._optimizers
+            for number, group in enumerate(optimizer.param_groups)
+        }
+
+    def release(self) -> None:
+        """Gives the model back as it was: flags, modes, no trace of the plan. May be repeated.
+
+        Gradients that freezing cleared stay cleared.
+
+        Raises:
+            FreezekitError: a parameter is gone from the model.
+        """
+        if self._released:
+            return
+        tree = self.resolved._tree
+        ruled = [any(d.decided for d in outcome.decisions) for outcome in self.resolved._outcomes]
+        flags = [
+            (self._parameter(row), tree.flags[row])
+            for row, outcome in enumerate(self.resolved._outcome_ids)
+            if ruled[outcome]
+        ]
+        for parameter, flag in flags:
+            parameter.requires_grad = flag
+        self._let_go(range(len(self._modules)), restore=True)
+        del self._modules[0].__dict__[MARK]
+        self._optimizers.clear()
+        self._released = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = "released" if self._released else f"in phase {self.phase.index}, {self.phase}"
+        return f"<AppliedPlan: {state}>"
+
+    def _start(self) -> None:
+        """Marks the model and carries out the first phase. Everything was checked."""
+        tree, resolved = self.resolved._tree, self.resolved
+        self._let_go(range(len(self._modules)), restore=False)
+        for row, flag in enumerate(tree.flags):
+            self._parameter(row).requires_grad = flag
+        self._modules[0].__dict__[MARK] = Mark(dict(zip(tree.names, tree.flags, strict=True)))
+        decisions = [outcome.decisions[0] for outcome in resolved._outcomes]
+        rows = [*enumerate(decisions[each] for each in resolved._outcome_ids)]
+        held, kept = resolved._held(0)
+        change = _Change(
+            freeze=tuple(row for row, each in rows if each.decided and not each.trainable),
+            unfreeze=tuple(row for row, each in rows if each.trainable and not tree.flags[row]),
+            hold=tuple((row, row in kept) for row, is_held in enumerate(held) if is_held),
+            let_go=(),
+        )
+        self._carry_out(change)
+
+    def _change(self, before: int, after: int) -> _Change:
+        """Returns what differs between two phases."""
+        resolved = self.resolved
+        turned = [o.decisions[after].trainable - o.decisions[before].trainable
+                  for o in resolved._outcomes]  # fmt: skip
+        rows = [(row, turned[each]) for row, each in enumerate(resolved._outcome_ids)]
+        (old, old_kept), (new, new_kept) = resolved._held(before), resolved._held(after)
+        return _Change(
+            freeze=tuple(row for row, turn in rows if turn < 0),
+            unfreeze=tuple(row for row, turn in rows if turn > 0),
+            hold=tuple(
+                (row, row in new_kept)
+                for row, is_held in enumerate(new)
+                if is_held and (not old[row] or (row in old_kept) != (row in new_kept))
+            ),
+            let_go=tuple(row for row, was in enumerate(old) if was and not new[row]),
+        )
+
+    def _carry_out(self, change: _Change) -> None:
+        closing = [self._parameter(row) for row in change.freeze]
+        opening = [self._parameter(row) for row in change.unfreeze]
+        for parameter in closing:
+            parameter.requires_grad = False
+            parameter.grad = None
+        for parameter in opening:
+            parameter.requires_grad = True
+        self._let_go(change.let_go, restore=False)
+        self._hold(change.hold)
+
+    def _hold(self, rows: Iterable[tuple[int, bool]]) -> None:
+        """Holds modules in eval, or in train mode without dropout where told to."""
+        holds = []
+        for row, train in rows:
+            module = self._modules[row]
+            hold = module.__dict__.get("train")
+            if not isinstance(hold, Hold):
+                hold = Hold(module, train)
+            hold.mode = train
+            if train and hold.dropout is None:
+                hold.dropout, module.dropout = float(module.dropout), 0.0  # type: ignore[arg-type]
+            holds.append(hold)
+        for hold in holds:
+            _set_mode(hold.module, hold.mode)
+        for hold in holds:
+            hold.module.__dict__["train"] = hold
+
+    def _let_go(self, rows: Iterable[int], *, restore: bool) -> None:
+        """Takes holds away, parents first.
+
+        A module takes its parent's mode, or, to `restore`, the mode it had before if nobody
+        switched since.
+        """
+        parents = self.resolved._tree.parents
+        for row in rows:
+            module = self._modules[row]
+            hold = module.__dict__.get("train")
+            if isinstance(hold, Hold):
+                del module.__dict__["train"]
+                if hold.dropout is not None:
+                    module.dropout = hold.dropout  # type: ignore[assignment]
+                mode = hold.before if hold.asked is None else hold.asked
+                if parents[row] >= 0 and not (restore and hold.asked is None):
+                    mode = self._modules[parents[row]].training
+                _set_mode(module, mode)
+
+    def _parameter(self, row: int) -> torch.nn.Parameter:
+        """Finds a parameter by module and name: the object may have been replaced."""
+        tree = self.resolved._tree
+        name, owner = tree.names[row], tree.owners[row]
+        leaf = name[len(tree.prefixes[owner]) :]
+        parameter = self._modules[owner]._parameters.get(leaf)
+        if parameter is None:
+            raise FreezekitError(
+                f"{name!r} is gone from the model since the plan was applied; apply the plan after "
+                "changing the model's modules"
+            )
+        return parameter
+
+    def _selected(self, pattern: str) -> Sequence[int]:
+        """Returns the rows that a pattern selects."""
+        if pattern == "**":
+            return range(len(self.resolved.rows))
+        parsed = parse(pattern)
+        if parsed.negated:
+            raise PlanError(f"param_groups: pattern {pattern!r} only takes away; name what to take")
+        automaton = Automaton([parsed], ["param_groups"])
+        walked = walk(self._modules[0], automaton)
+        check_matches(automaton, walked, [True])
+        hit = [bool(accept) for accept in automaton.accepts]
+        names = {
+            n for n, each in zip(walked.tree.names, walked.tree.accepts, strict=True) if hit[each]
+        }
+        names |= {walked.tree.names[a.row] for a in walked.tree.aliases if hit[a.accept]}
+        return [row for row, name in enumerate(self.resolved._tree.names) if name in names]
+
+    def _check_live(self) -> None:
+        if self._released:
+            raise FreezekitError("the plan was released; apply it again to get a new handle")
+
+
+def apply(
+    plan: FreezePlan,
+    model: torch.nn.Module,
+    *,
+    steps_per_epoch: int | None = None,
+    total_epochs: int | None = None,
+    total_steps: int | None = None,
+) -> AppliedPlan:
+    """Carries a plan out on a model; see `FreezePlan.apply`."""
+    resolved, walked = bind(plan, model, steps_per_epoch, total_epochs, total_steps)
+    _check_free(walked)
+    _check_trains(resolved)
+    _check_carried_out(resolved)
+    applied = AppliedPlan(resolved, walked)
+    _check_writable(resolved, applied)
+    applied._start()
+    return applied
+
+
+def _set_mode(module: torch.nn.Module, mode: bool) -> None:
+    """Sets the mode of one module; a `train` of its class's own is asked to do it."""
+    if type(module).train is torch.nn.Module.train:
+        module.training = mode
+    else:
+        type(module).train(module, mode)
+
+
+def _check_free(walked: Walk) -> None:
+    for prefix, module in zip(walked.tree.prefixes, walked.modules, strict=True):
+        mark, hold = module.__dict__.get(MARK), module.__dict__.get("train")
+        if isinstance(mark, Mark) and mark.live:
+            where = f"{prefix[:-1]!r} in this model" if prefix else "this model"
+            raise FreezekitError(
+                f"a plan is applied to {where} already; release first: call release() on the "
+                "handle that apply returned"
+            )
+        if isinstance(hold, Hold) and hold.live:
+            raise FreezekitError(
+                f"{prefix[:-1] or 'this model'!r} belongs to a larger model that a plan is applied "
+                "to; release first: call release() on the handle that apply returned"
+            )
+
+
+def _check_trains(resolved: ResolvedPlan) -> None:
+    if resolved.plan.allow_all_frozen:
+        return
+    for phase in resolved.phases:
+        if not phase.trainable:
+            raise PlanError(
+                f"nothing is trainable in {phase}: all {len(resolved.rows)} parameters are frozen; "
+                "unfreeze some, or say FreezePlan(allow_all_frozen=True)"
+            )
+
+
+def _check_carried_out(resolved: ResolvedPlan) -> None:
+    """Refuses what this release resolves and shows but does not carry out."""
+    for row in resolved.rows:
+        live = [each for each in row.decisions if each.trainable]
+        later = {each._replace(decided=True, frozen_mode=None) for each in live}
+        what = (
+            "rows=..." if any(each.rows for each in row.decisions)
+            else "warmup_steps" if any(each.warmup_steps for each in live)
+            else "a learning rate, weight decay or option that changes later" if len(later) > 1
+            else None
+        )  # fmt: skip
+        if what:
+            raise FreezekitError(
+                f"{row.name!r}: {what} is resolved and shown by this release but not carried out; "
+                "leave it out of the plan to apply it"
+            )
+
+
+def _check_writable(resolved: ResolvedPlan, applied: AppliedPlan) -> None:
+    for row, name in enumerate(resolved._tree.names):
+        parameter = applied._parameter(row)
+        if not parameter.is_leaf or parameter.is_inference():
+            kind = "an inference tensor" if parameter.is_inference() else "not a leaf tensor"
+            raise FreezekitError(
+                f"{name!r} is {kind}, so torch cannot change whether it trains; rebuild it as a "
+                "torch.nn.Parameter outside torch.inference_mode()"
+            )

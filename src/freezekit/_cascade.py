@@ -1,0 +1,218 @@
+"""The cascade: which rules select what, and which of them wins, property by property."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from ._glob import Automaton
+from ._names import Alias, Tree
+from ._plan import Pairs, Rule
+from ._timeline import Timeline
+from .errors import PlanError
+
+FLAG, SMALL, FIXED = 1, 2, 4
+"""Traits of a parameter: required grad before; a vector or bias; of a dtype without gradient."""
+
+History: TypeAlias = Mapping[str, tuple[int, ...]]
+"""For each property, the rules that set it, in order; the last one wins."""
+
+
+class Decision(NamedTuple):
+    """What holds for a parameter in one phase; None (or no options): no rule says.
+
+    Attributes:
+        trainable: whether it trains.
+        decided: whether a rule says so, rather than its own flag.
+        lr: learning rate.
+        lr_mult: factor on the base learning rate.
+        weight_decay: weight decay.
+        warmup_steps: optimizer steps of warm-up after each opening.
+        options: other keys of its param group.
+        frozen_mode: "train" leaves the mode of its modules alone.
+        rows: slice of rows, named by the rule that decided `trainable`.
+    """
+
+    trainable: bool
+    decided: bool
+    lr: float | None = None
+    lr_mult: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int | None = None
+    options: Pairs = ()
+    frozen_mode: str | None = None
+    rows: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What the plan means for all parameters that the same rules select.
+
+    Attributes:
+        histories: one for each stretch of the timeline, or for each phase.
+        decisions: what holds in each.
+    """
+
+    histories: tuple[History, ...]
+    decisions: tuple[Decision, ...]
+
+    def at(self, stretches: Sequence[int]) -> Outcome:
+        """Returns the outcome in the given stretches only."""
+        return Outcome(
+            tuple(self.histories[k] for k in stretches), tuple(self.decisions[k] for k in stretches)
+        )
+
+
+class Cascade:
+    """The rules of a plan, ready to decide for sets of patterns that match."""
+
+    def __init__(self, rules: Sequence[Rule], automaton: Automaton, time: Timeline) -> None:
+        """Reads what each rule sets."""
+        self.rules = rules
+        self.time = time
+        self._settings = [settings(rule) for rule in rules]
+        self._accepts = automaton.accepts
+        self._patterns: list[list[tuple[int, bool]]] = []
+        identifier = 0
+        for rule in rules:
+            ids = range(identifier, identifier + len(rule.patterns))
+            self._patterns.append([(i, automaton.patterns[i].negated) for i in ids])
+            identifier += len(rule.patterns)
+
+    def outcome(self, accept: int, traits: int) -> Outcome:
+        """Returns what holds where the patterns of an accept id match."""
+        matched = self._accepts[accept]
+        selected = [
+            number
+            for number, rule in enumerate(self.rules)
+            if self._selects(number, matched) and (rule.verb != "no_decay" or traits & SMALL)
+        ]
+        return self._decided([self._history(selected, live) for live in self.time.active], traits)
+
+    def tied(
+        self,
+        tree: Tree,
+        row: int,
+        own: Outcome,
+        others: Sequence[tuple[Alias, Outcome]],
+        traits: int,
+    ) -> Outcome:
+        """Returns the outcome of a parameter that further names reach too.
+
+        A property decided through the canonical name stands; one decided only through others
+        counts.
+
+        Raises:
+            PlanError: two names decide a property differently.
+        """
+        merged = []
+        for stretch, history in enumerate(own.histories):
+            names = dict.fromkeys(history, tree.names[row])
+            whole = dict(history)
+            for alias, outcome in others:
+                for key, numbers in outcome.histories[stretch].items():
+                    if key not in whole:
+                        whole[key], names[key] = numbers, alias.name
+                    elif self._value(key, numbers) != self._value(key, whole[key]):
+                        first, second = (names[key], whole[key][-1]), (alias.name, numbers[-1])
+                        raise PlanError(self._conflict(key, tree.names[row], first, second))
+            merged.append(whole)
+        return self._decided(merged, traits)
+
+    def effective(self, outcomes: Iterable[Outcome]) -> set[int]:
+        """Returns the rules that change something somewhere at some time."""
+        found: set[int] = set()
+        stretches = [k for k, start in enumerate(self.time.starts) if not self.time.is_over(start)]
+        for outcome in outcomes:
+            for stretch in stretches:
+                decision = outcome.decisions[stretch]
+                for key, numbers in outcome.histories[stretch].items():
+                    matters = decision.trainable != (key == "frozen_mode")
+                    if key == "trainable":
+                        matters = self._value(key, numbers)[0] == decision.trainable
+                    if matters:
+                        found.add(numbers[-1])
+        return found
+
+    def _selects(self, number: int, matched: frozenset[int]) -> bool:
+        selected = False
+        for identifier, negated in self._patterns[number]:
+            if identifier in matched:
+                selected = not negated
+        return selected
+
+    def _history(self, selected: Sequence[int], active: frozenset[int]) -> History:
+        history: dict[str, tuple[int, ...]] = {}
+        for number in selected:
+            if number in active:
+                for key in self._settings[number]:
+                    history[key] = (*history.get(key, ()), number)
+        return history
+
+    def _value(self, key: str, numbers: Sequence[int]) -> Any:  # noqa: ANN401
+        return self._settings[numbers[-1]][key]
+
+    def _decided(self, histories: Sequence[History], traits: int) -> Outcome:
+        return Outcome(tuple(histories), tuple(self._decide(each, traits) for each in histories))
+
+    def _decide(self, history: History, traits: int) -> Decision:
+        said = {key: self._value(key, numbers) for key, numbers in history.items()}
+        trainable, rows = said.get("trainable", (bool(traits & FLAG), None))
+        unit, rate = said.get("lr", (None, None))
+        return Decision(
+            trainable=trainable and not traits & FIXED,
+            decided="trainable" in said,
+            lr=rate if unit == "lr" else None,
+            lr_mult=rate if unit == "lr_mult" else None,
+            weight_decay=said.get("weight_decay"),
+            warmup_steps=said.get("warmup_steps"),
+            options=tuple(
+                (key.removeprefix("options."), said[key])
+                for key in sorted(said)
+                if key.startswith("options.")
+            ),
+            frozen_mode=said.get("frozen_mode"),
+            rows=rows,
+        )
+
+    def _conflict(
+        self, key: str, canonical: str, first: tuple[str, int], second: tuple[str, int]
+    ) -> str:
+        said = [
+            f"{self.label(number)} sets {spoken(key, self._settings[number][key])} through {name!r}"
+            for name, number in (first, second)
+        ]
+        return (
+            f"{first[0]!r} and {second[0]!r} name one tied tensor, but {said[0]} and {said[1]}; "
+            f"say one thing for both, e.g. name {canonical!r} in the later rule, or untie them"
+        )
+
+    def label(self, number: int) -> str:
+        """Returns how messages name a rule."""
+        return f"rule {number + 1}, {self.rules[number].call}"
+
+
+def settings(rule: Rule) -> dict[str, Any]:
+    """Returns what a rule sets, by property; `lr` and `lr_mult` are one property in two units."""
+    found: dict[str, Any] = {}
+    if rule.verb in ("freeze", "unfreeze"):
+        found["trainable"] = (rule.verb == "unfreeze", rule.rows)
+    if rule.verb == "no_decay":
+        found["weight_decay"] = 0.0
+    for unit in ("lr", "lr_mult"):
+        if getattr(rule, unit) is not None:
+            found["lr"] = (unit, getattr(rule, unit))
+    for key in ("weight_decay", "warmup_steps", "frozen_mode"):
+        if getattr(rule, key) is not None:
+            found[key] = getattr(rule, key)
+    for key, value in dict(rule.options or ()).items():
+        found[f"options.{key}"] = value
+    return found
+
+
+def spoken(key: str, value: Any) -> str:  # noqa: ANN401
+    """Returns a setting as text, e.g. "trainable=False" or "lr_mult=0.1"."""
+    if key == "trainable":
+        return f"trainable={value[0]}" + (f" for rows {value[1]}" if value[1] else "")
+    if key == "lr":
+        return f"{value[0]}={value[1]!r}"
+    return f"{key}={value!r}"

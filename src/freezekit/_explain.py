@@ -1,0 +1,234 @@
+"""Why a parameter is treated as it is, and where two plans differ: data with a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ._cascade import Cascade, Decision, History
+from .errors import PlanError
+
+if TYPE_CHECKING:
+    from ._resolve import ResolvedPlan
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one property has its value in one phase.
+
+    Attributes:
+        phase: index of the phase.
+        key: the property, e.g. "trainable" or "weight_decay".
+        value: what holds.
+        rule: number of the deciding rule, 1 for the first; None: the parameter's own flag.
+        overridden: numbers of the rules it overrode, first to last.
+    """
+
+    phase: int
+    key: str
+    value: Any
+    rule: int | None
+    overridden: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which rule decided each property of a parameter, phase by phase; `str` is the text.
+
+    Attributes:
+        name: canonical name.
+        shape: None for a lazy parameter without a shape yet.
+        aliases: its further names.
+        reasons: by phase, then property.
+        phases: the phases as text.
+        rules: the plan's rules as text.
+    """
+
+    name: str
+    shape: torch.Size | None
+    aliases: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    phases: tuple[str, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What holds in the first phase, by property."""
+        return {reason.key: reason.value for reason in self.reasons if reason.phase == 0}
+
+    def __str__(self) -> str:
+        shape = "lazy" if self.shape is None else str(list(self.shape))
+        head = f"{self.name} {shape}"
+        if self.aliases:
+            head += f", tied: also {', '.join(self.aliases)}"
+        lines = [head]
+        for index, phase in enumerate(self.phases):
+            if len(self.phases) > 1:
+                lines.append(f"  {phase}")
+            here = [reason for reason in self.reasons if reason.phase == index]
+            width = max(len(f"{reason.key} = {reason.value}") for reason in here)
+            for reason in here:
+                said = f"{reason.key} = {reason.value}"
+                lines.append(f"  {said:<{width}}   {self._because(reason)}")
+        return "\n".join(lines)
+
+    def _because(self, reason: Reason) -> str:
+        if reason.rule is None:
+            return "no rule says; its own flag"
+        text = f"rule {reason.rule}, {self.rules[reason.rule - 1]}"
+        if reason.overridden:
+            lost = ", ".join(f"rule {n}, {self.rules[n - 1]}" for n in reason.overridden)
+            text += f"; overrides {lost}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One property that two plans set differently for one parameter from some moment on.
+
+    Attributes:
+        name: canonical name of the parameter.
+        key: the property.
+        start: first epoch or step (0-based) at which the two differ so.
+        before: what holds under the first plan; None where no rule says.
+        after: what holds under the other; equal to `before` where a difference ends.
+    """
+
+    name: str
+    key: str
+    start: int
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDiff:
+    """Where two resolved plans differ; `str` is the text, and false if they do not.
+
+    Attributes:
+        changes: by moment, then parameter.
+        only_before: parameters that only the first model has.
+        only_after: parameters that only the other has.
+        unit: what `Change.start` counts.
+    """
+
+    changes: tuple[Change, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    unit: str | None
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.only_before or self.only_after)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no difference"
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for change in self.changes:
+            kind = (change.start, change.key, repr(change.before), repr(change.after))
+            groups.setdefault(kind, []).append(change.name)
+        lines = []
+        for (start, key, before, after), names in groups.items():
+            when = f"from {self.unit} {start}: " if self.unit else ""
+            values = f"{before} in both" if before == after else f"{before} -> {after}"
+            lines.append(f"{when}{key}: {values} for {_counted(names)}")
+        for names, where in ((self.only_before, "first"), (self.only_after, "other")):
+            if names:
+                lines.append(f"only in the {where} model: {_counted(names)}")
+        return "\n".join(lines)
+
+
+def explain(resolved: ResolvedPlan, name: str) -> Explanation:
+    """Returns why a parameter is treated as it is; see `ResolvedPlan.explain`."""
+    row = resolved.rows[resolved._row(name)]
+    outcome = resolved._outcomes[resolved._outcome_ids[resolved._row(name)]]
+    reasons = []
+    for index, (history, decision) in enumerate(
+        zip(outcome.histories, outcome.decisions, strict=True)
+    ):
+        reasons.extend(_reasons(resolved._cascade, index, history, decision))
+    return Explanation(
+        row.name,
+        row.shape,
+        row.aliases,
+        tuple(reasons),
+        tuple(str(phase) for phase in resolved.phases),
+        tuple(rule.call for rule in resolved.plan.rules),
+    )
+
+
+def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
+    """Returns where two resolved plans differ; see `ResolvedPlan.diff`."""
+    units = {phase.unit for plan in (ours, theirs) for phase in plan.phases} - {None}
+    if len(units) > 1:
+        raise PlanError(
+            "one plan counts in epochs and the other in steps; resolve both with "
+            "steps_per_epoch=... and moments in one unit"
+        )
+    starts = sorted({phase.start for plan in (ours, theirs) for phase in plan.phases})
+    mine, other = ours._tree.names, set(theirs._tree.names)
+    common = [name for name in mine if name in other]
+    changes: list[Change] = []
+    last: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for start in starts:
+        before, after = _phase_at(ours, start), _phase_at(theirs, start)
+        for name in common:
+            pair = ours._decision(name, before), theirs._decision(name, after)
+            now = {} if pair[0] == pair[1] else _differences(*pair)
+            known = last.get(name, {})
+            for key in {**known, **now}:
+                if now.get(key) != known.get(key):
+                    values = now.get(key) or (_said(pair[0], key), _said(pair[1], key))
+                    changes.append(Change(name, key, start, *values))
+            last[name] = now
+    gone = tuple(name for name in mine if name not in other)
+    new = tuple(name for name in theirs._tree.names if name not in set(mine))
+    return PlanDiff(tuple(changes), gone, new, next(iter(units), None))
+
+
+def _phase_at(resolved: ResolvedPlan, moment: int) -> int:
+    return max(phase.index for phase in resolved.phases if phase.start <= moment)
+
+
+def _said(decision: Decision, key: str) -> Any:  # noqa: ANN401
+    return dict(_values(decision)).get(key)
+
+
+def _differences(ours: Decision, theirs: Decision) -> dict[str, tuple[Any, Any]]:
+    before, after = dict(_values(ours)), dict(_values(theirs))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    }
+
+
+def _values(decision: Decision) -> Iterator[tuple[str, Any]]:
+    yield "trainable", decision.trainable
+    for key in ("lr", "lr_mult", "weight_decay", "warmup_steps", "frozen_mode", "rows"):
+        if getattr(decision, key) is not None:
+            yield key, getattr(decision, key)
+    yield from decision.options
+
+
+def _reasons(
+    cascade: Cascade, phase: int, history: History, decision: Decision
+) -> Iterator[Reason]:
+    sources = {"lr_mult": "lr", "rows": "trainable"}
+    options = dict(decision.options)
+    for key, value in _values(decision):
+        source = f"options.{key}" if key in options else sources.get(key, key)
+        numbers = [number + 1 for number in history.get(source, ())]
+        rule = numbers[-1] if numbers else None
+        yield Reason(phase, key, value, rule, tuple(numbers[:-1]))
+
+
+def _counted(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    noun = "parameter" if len(names) == 1 else "parameters"
+    return f"{len(names)} {noun}: {', '.join(names[:_LISTED])}{more}"

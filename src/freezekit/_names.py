@@ -1,0 +1,308 @@
+"""The names of a model: one walk over its modules, wrappers stripped, aliases kept.
+
+The walk carries a plan's automaton down with it and reads names, classes, shapes and flags; it
+writes nothing and keeps no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from ._glob import Automaton, Reached, State
+
+_WRAPPERS = {
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
+    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
+    ("torch.optim.swa_utils", "AveragedModel"): "module",
+    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+    (
+        "torch.distributed.fsdp.fully_sharded_data_parallel",
+        "FullyShardedDataParallel",
+    ): "_fsdp_wrapped_module",
+    (
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+        "CheckpointWrapper",
+    ): "_checkpoint_wrapped_module",
+}
+"""Torch's wrapper classes, and the child in which each holds the wrapped module."""
+
+
+class Alias(NamedTuple):
+    """A further name of a parameter that has a row already.
+
+    Attributes:
+        name: the further name.
+        row: the parameter's row.
+        accept: accept id of the further name.
+        owner: row of the module under which the name stands.
+    """
+
+    name: str
+    row: int
+    accept: int
+    owner: int
+
+
+@dataclass(slots=True)
+class Tree:
+    """A model's structure in columns.
+
+    Parameters stand in the order of `named_parameters()`, modules in that of `named_modules()`;
+    both are pre-orders, so whatever lies below a module is contiguous.
+
+    Attributes:
+        names: canonical parameter names.
+        shapes: their shapes; None for a lazy parameter without one yet.
+        dtypes: their dtypes.
+        flags: their `requires_grad`.
+        accepts: accept id of each.
+        owners: row of the module each stands in.
+        prefixes: module paths, each with a dot behind it, "" for the root.
+        class_names: names of their classes.
+        parents: row of each module's parent, -1 for the root.
+        module_accepts: accept id of each module's own tensors.
+        buffered: rows of the modules with buffers of their own.
+        recurrent: rows of the `torch.nn.RNNBase` modules.
+        aliases: further names of tied parameters and of what shared modules hold.
+        spelled: names that spell parametrized tensors, with the rows' name prefix.
+        shared_accepts: accept ids met under second names of shared modules with buffers.
+    """
+
+    names: list[str] = field(default_factory=list)
+    shapes: list[torch.Size | None] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
+    flags: list[bool] = field(default_factory=list)
+    accepts: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    module_accepts: list[int] = field(default_factory=list)
+    buffered: list[int] = field(default_factory=list)
+    recurrent: list[int] = field(default_factory=list)
+    aliases: list[Alias] = field(default_factory=list)
+    spelled: dict[str, str] = field(default_factory=dict)
+    shared_accepts: set[int] = field(default_factory=set)
+
+    def hits(self) -> set[int]:
+        """Returns the accept ids of all that a pattern can select."""
+        found = set(self.accepts) | self.shared_accepts
+        found.update(alias.accept for alias in self.aliases)
+        found.update(self.module_accepts[row] for row in self.buffered)
+        return found
+
+
+def unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns the module inside torch's wrappers."""
+    while inner := _wrapped_name(type(module)):
+        module = getattr(module, inner)
+    return module
+
+
+def _wrapped_name(cls: type) -> str | None:
+    bases = ((base.__module__, base.__qualname__) for base in cls.__mro__)
+    return next((_WRAPPERS[base] for base in bases if base in _WRAPPERS), None)
+
+
+class Walk(NamedTuple):
+    """A tree with the modules it was read from.
+
+    Attributes:
+        tree: the columns.
+        modules: the module of each row.
+    """
+
+    tree: Tree
+    modules: list[torch.nn.Module]
+
+
+def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
+    """Visits every module once, in the order of `named_modules()`.
+
+    The inner function runs once per module of models with 100,000 of them: whatever can be read
+    from the collected lists afterwards is, and rare things are left to functions of their own.
+
+    Raises:
+        PatternError: an index reaches children that are numbered with gaps.
+    """
+    tree = Tree()
+    modules: list[torch.nn.Module] = []
+    parameters: list[torch.nn.Parameter] = []
+    shared: list[_Shared] = []
+    seen: set[int] = set()
+    plain: set[type] = set()
+    spelled: dict[int, int] = {}
+    add_module, add_parameter, add_name = modules.append, parameters.append, tree.names.append
+    add_accept, add_owner = tree.accepts.append, tree.owners.append
+    add_prefix, add_parent = tree.prefixes.append, tree.parents.append
+    add_module_accept = tree.module_accepts.append
+
+    def visit(module: torch.nn.Module, prefix: str, parent: int, state: State) -> None:
+        key = id(module)
+        if key in seen:
+            shared.append(_Shared(module, prefix, parent, state))
+            return
+        seen.add(key)
+        row = len(modules)
+        add_module(module)
+        add_prefix(prefix)
+        add_parent(parent)
+        add_module_accept(state.accept)
+        if module._buffers and _has_buffers(module):
+            tree.buffered.append(row)
+        children = module._modules
+        reached = _reached(automaton, module, prefix, state) if state.indices else _NOTHING
+        known = state.parameters
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                accept = None if reached else known.get(name)
+                if accept is None:
+                    accept = automaton.parameter(state, name, reached.get(name, ()))
+                add_name(prefix + name)
+                add_parameter(parameter)
+                add_accept(accept)
+                add_owner(row)
+        if not children:
+            return
+        if "parametrizations" in children and is_parametrized(module):
+            spelled.update(_spell(automaton, module, prefix, state, reached, tree))
+        steps = state.children
+        for name, child in children.items():
+            if child is None:
+                continue
+            if type(child) not in plain:
+                child = unwrap(child)
+                plain.add(type(child))
+            step = None if reached else steps.get((name, type(child)))
+            if step is None:
+                step = automaton.child(state, name, type(child), reached.get(name, ()))
+            if spelled and id(child) in spelled:
+                step = automaton.covered(step, spelled[id(child)])
+            visit(child, f"{prefix}{name}.", row, step)
+
+    root = unwrap(model)
+    visit(root, "", -1, automaton.start(type(root)))
+    _read_modules(tree, modules)
+    _read_parameters(tree, parameters, automaton)
+    rows = {id(parameter): row for row, parameter in enumerate(parameters)} if shared else {}
+    for second in shared:
+        _alias(tree, automaton, second, rows, frozenset())
+    return Walk(tree, modules)
+
+
+class _Shared(NamedTuple):
+    """A module met under a further name."""
+
+    module: torch.nn.Module
+    prefix: str
+    owner: int
+    state: State
+
+
+_NOTHING: dict[str, Reached] = {}
+
+
+def _reached(
+    automaton: Automaton, module: torch.nn.Module, prefix: str, state: State
+) -> dict[str, Reached]:
+    names = [
+        name
+        for table in (module._parameters, module._modules)
+        for name, value in table.items()
+        if value is not None
+    ]
+    return automaton.numbered(state, prefix[:-1], names)
+
+
+def _spell(
+    automaton: Automaton,
+    module: torch.nn.Module,
+    prefix: str,
+    state: State,
+    reached: dict[str, Reached],
+    tree: Tree,
+) -> dict[int, int]:
+    """Returns what patterns that name a parametrized tensor select, by the list it is made of."""
+    found = {}
+    lists = module._modules["parametrizations"]
+    assert lists is not None
+    for name, below in lists.named_children():
+        accept = automaton.parameter(state, name, reached.get(name, ()))
+        found[id(below)] = automaton.with_regexes(accept, prefix + name)
+        tree.spelled[prefix + name] = f"{prefix}parametrizations.{name}"
+    return found
+
+
+def _read_modules(tree: Tree, modules: list[torch.nn.Module]) -> None:
+    classes = [type(module) for module in modules]
+    tree.class_names = [cls.__name__ for cls in classes]
+    recurrent = {cls for cls in set(classes) if issubclass(cls, torch.nn.RNNBase)}
+    if recurrent:
+        tree.recurrent = [row for row, cls in enumerate(classes) if cls in recurrent]
+
+
+def _read_parameters(
+    tree: Tree, parameters: list[torch.nn.Parameter], automaton: Automaton
+) -> None:
+    """Fills the parameters' columns, moving further names of a tied tensor to the aliases."""
+    if automaton.regexes:
+        tree.accepts[:] = map(automaton.with_regexes, tree.accepts, tree.names)
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        _split_tied(tree, parameters)
+    tree.flags = [parameter.requires_grad for parameter in parameters]
+    tree.dtypes = [parameter.dtype for parameter in parameters]
+    try:
+        tree.shapes = [parameter.shape for parameter in parameters]
+    except RuntimeError:
+        tree.shapes = [None if is_lazy(p) else p.shape for p in parameters]
+
+
+def _split_tied(tree: Tree, parameters: list[torch.nn.Parameter]) -> None:
+    rows: dict[int, int] = {}
+    columns = list(zip(tree.names, parameters, tree.accepts, tree.owners, strict=True))
+    kept = []
+    for name, parameter, accept, owner in columns:
+        row = rows.setdefault(id(parameter), len(kept))
+        if row == len(kept):
+            kept.append((name, parameter, accept, owner))
+        else:
+            tree.aliases.append(Alias(name, row, accept, owner))
+    tree.names[:], parameters[:], tree.accepts[:], tree.owners[:] = map(
+        list, zip(*kept, strict=True)
+    )
+
+
+def _alias(
+    tree: Tree,
+    automaton: Automaton,
+    second: _Shared,
+    rows: dict[int, int],
+    above: frozenset[int],
+) -> None:
+    """Notes the further names of everything below a module that has a row already."""
+    module, prefix, owner, state = second
+    if id(module) in above:
+        return
+    if _has_buffers(module):
+        tree.shared_accepts.add(state.accept)
+    reached = _reached(automaton, module, prefix, state) if state.indices else _NOTHING
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            accept = automaton.parameter(state, name, reached.get(name, ()))
+            accept = automaton.with_regexes(accept, prefix + name)
+            tree.aliases.append(Alias(prefix + name, rows[id(parameter)], accept, owner))
+    for name, child in module._modules.items():
+        if child is not None:
+            inner = unwrap(child)
+            step = automaton.child(state, name, type(inner), reached.get(name, ()))
+            below = _Shared(inner, f"{prefix}{name}.", owner, step)
+            _alias(tree, automaton, below, rows, above | {id(module)})
+
+
+def _has_buffers(module: torch.nn.Module) -> bool:
+    return any(buffer is not None for buffer in module._buffers.values())

@@ -1,0 +1,28 @@
+"""What every test runs under: no network, few threads, seeded generators, one profile."""
+
+import os
+import random
+from collections.abc import Iterator
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+settings.register_profile(
+    "freezekit", deadline=None, max_examples=100, derandomize="CI" in os.environ
+)
+settings.load_profile("freezekit")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Seeds the generators of Python and torch for one test and restores them after it."""
+    python_state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(0)
+        torch.manual_seed(0)
+        yield
+    random.setstate(python_state)

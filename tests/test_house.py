@@ -1,0 +1,232 @@
+"""The house: who imports whom, what an import costs, what is documented and shipped."""
+
+import ast
+import doctest
+import inspect
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+
+import freezekit
+import freezekit.plot
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "src" / "freezekit").rglob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+# Each module imports only from the tiers before its own.
+TIERS = (
+    {"errors"},
+    {"_glob"},
+    {"_names", "_plan", "_suggest"},
+    {"_modes", "_timeline", "_yaml"},
+    {"_blocks", "_cascade", "_files"},
+    {"_resolve"},
+    {"_explain", "_groups", "_summary"},
+    {"_apply"},
+    {"plot"},
+    {"__init__"},
+)
+TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
+NO_TORCH = {"errors", "_glob", "_plan", "_files", "_suggest", "_timeline", "_yaml"}
+# The facade methods: their imports inside the function reach up the order.
+FACADE = {
+    "_plan.FreezePlan.apply",
+    "_plan.FreezePlan.from_dict",
+    "_plan.FreezePlan.load",
+    "_plan.FreezePlan.resolve",
+    "_plan.FreezePlan.save",
+    "_plan.FreezePlan.to_dict",
+    "_resolve.ResolvedPlan.summary",
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (where, module) for each import that runs; `where` is "" at the top of the file."""
+
+    def visit(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((where, alias.name) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.level:
+                names = [child.module] if child.module else [alias.name for alias in child.names]
+                yield from ((where, f"freezekit.{name}") for name in names)
+            elif isinstance(child, ast.ImportFrom):
+                yield where, child.module or ""
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            elif isinstance(child, ast.FunctionDef | ast.ClassDef):
+                yield from visit(child, f"{where}.{child.name}".lstrip("."))
+            else:
+                yield from visit(child, where)
+
+    yield from visit(ast.parse(path.read_text()), "")
+
+
+def own(module: str) -> str | None:
+    """Returns the name inside freezekit that an imported module has, None for a guest's."""
+    package, _, rest = module.partition(".")
+    return (rest.split(".")[0] or "__init__") if package == "freezekit" else None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_imports_point_one_way(path: Path) -> None:
+    """At the top of a file only modules of earlier tiers are imported."""
+    reached = {own(module) for where, module in imports(path)} - {None}
+    late = {f"{path.stem}.{where}" for where, module in imports(path) if where and own(module)}
+    at_top = {own(module) for where, module in imports(path) if not where} - {None}
+    assert path.stem in TIER, f"place {path.name} in TIERS"
+    assert {name for name in at_top if TIER[name] >= TIER[path.stem]} == set()
+    assert late <= FACADE
+    assert reached <= set(TIER)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_guests_stay_in_their_rooms(path: Path) -> None:
+    """The leaves do without torch, and only `plot` imports matplotlib."""
+    guests = {module.split(".")[0] for _, module in imports(path) if own(module) is None}
+    if path.stem in NO_TORCH:
+        assert "torch" not in guests
+    if path.stem != "plot":
+        assert "matplotlib" not in guests
+    assert guests <= {"torch", "typing_extensions", "yaml", "matplotlib"} | sys.stdlib_module_names
+
+
+def test_import_loads_no_guest() -> None:
+    """`import freezekit` loads nothing heavier than torch."""
+    guests = {"matplotlib", "yaml", "transformers", "lightning", "accelerate"}
+    code = f"import sys, freezekit; print(*sorted({guests} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (printed.returncode, printed.stdout.strip()) == (0, ""), printed.stderr
+
+
+def test_import_costs_little_over_torch() -> None:
+    """`import freezekit` adds under 50 ms to `import torch`: the median of ten processes."""
+    code = (
+        "from time import perf_counter as now\n"
+        "import torch; start = now(); import freezekit; print(now() - start)"
+    )
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, capture_output=True)  # writes the bytecode
+    seconds = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(10)
+    ]
+    assert statistics.median(seconds) < 0.050, seconds
+
+
+def public_objects() -> list[tuple[str, object]]:
+    """Returns the public names that are not modules, with what they stand for."""
+    doors = (freezekit, freezekit.plot)
+    named = [
+        (f"{door.__name__}.{name}", getattr(door, name)) for door in doors for name in door.__all__
+    ]
+    return [(name, value) for name, value in named if not inspect.ismodule(value)]
+
+
+def test_the_door_is_small_and_sorted() -> None:
+    """`__all__` holds at most 20 names, sorted, each of which exists."""
+    assert freezekit.__all__ == sorted(freezekit.__all__)
+    assert len(freezekit.__all__) <= 20
+    assert [name for name in freezekit.__all__ if not hasattr(freezekit, name)] == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """The API page documents the public names, and no other."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    documented = re.findall(r"^\.\. auto(?:class|exception|function):: (\S+)$", page, re.MULTILINE)
+    assert sorted(documented) == sorted(name for name, _ in public_objects())
+
+
+@pytest.mark.parametrize(("name", "value"), public_objects())
+def test_every_public_name_shows_an_example(name: str, value: object) -> None:
+    """Each public class or function has an example that runs; its methods say what they do."""
+    assert doctest.DocTestParser().get_examples(inspect.getdoc(value) or ""), name
+    methods = vars(value).items() if inspect.isclass(value) else ()
+    bare = [
+        method
+        for method, function in methods
+        if not method.startswith("_") and callable(function) and not inspect.getdoc(function)
+    ]
+    assert bare == []
+
+
+def test_version_is_written_once_and_agrees() -> None:
+    """`freezekit.__version__` is the version of the project file."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert freezekit.__version__ == project["version"]
+
+
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    """The wheel carries every source, the type marker, the plan schema and the licence."""
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    package = {f"freezekit/{path.name}" for path in SOURCES}
+    package |= {"freezekit/py.typed", "freezekit/plan.schema.json"}
+    info = f"freezekit-{freezekit.__version__}.dist-info"
+    assert {name for name in inside if not name.startswith(info)} == package
+    assert f"{info}/licenses/LICENSE" in inside
+
+
+def test_sdist_is_a_whole_checkout(tmp_path: Path) -> None:
+    """The sdist carries what the tests and the README's commands need."""
+    (sdist,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        ".ci/python",
+        "tests/conftest.py",
+        "docs/conf.py",
+        "examples/multitask_minilm/train.py",
+    } <= inside
+
+
+def test_readme_quickstart_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's first block runs and prints its second, word for word."""
+    code, shown = re.findall(r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert printed.strip() == shown.strip()
+
+
+def test_readme_commands_are_those_of_the_gate() -> None:
+    """`.ci/run` calls both commands of the README, and what they name exists."""
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    example, tests = block.splitlines()
+    gate = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert example == "bash .ci/python examples/multitask_minilm/train.py"
+    assert (ROOT / example.split()[-1]).is_file()
+    assert tests in gate
+    assert any(line.startswith(example) for line in gate)
+
+
+def test_patterns_page_counts_what_each_pattern_selects() -> None:
+    """Each row of the table on the patterns page selects as many BERT tensors as it says."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig())
+    page = (ROOT / "docs" / "patterns.md").read_text()
+    rows = re.findall(r"^\|.*\| `([^`]+)` \| (\d+) \|$", page, re.MULTILINE)
+    selected = {
+        pattern: len(freezekit.FreezePlan().freeze(pattern).resolve(model).at().frozen)
+        for pattern, _ in rows
+    }
+    assert selected == {pattern: int(count) for pattern, count in rows}
+    assert len(rows) == 17
