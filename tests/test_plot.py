@@ -1,4 +1,4 @@
-"""The trainability picture, judged through the renderer: texts apart, hatches true, rows visible."""
+"""The trainability picture, judged through the renderer: texts, hatches, sizes of rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def six() -> tuple[nn.Module, FreezePlan]:
         nn.Dropout(),
         nn.Linear(64, 3),
     )
-    return model, FreezePlan().freeze("{0..4}")
+    return model, FreezePlan().freeze("[:5]")
 
 
 def forty_eight() -> tuple[nn.Module, FreezePlan]:

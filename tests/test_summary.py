@@ -72,7 +72,7 @@ def lazy() -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], FreezePlan]] = {
-    "mlp": (mlp, FreezePlan().freeze("{0..2}")),
+    "mlp": (mlp, FreezePlan().freeze("{0,2}")),
     "untouched": (mlp, FreezePlan()),
     "top_layers": (
         classifier,
@@ -166,6 +166,11 @@ def test_numbers_with_a_gap_stay_apart() -> None:
     model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a0", "a1", "a3", "a04")})
     names = [child.name for child in block_tree(rows_of(model)).children]
     assert names == ["a{0..1}", "a3", "a04"]
+
+
+def test_modules_left_out_keep_siblings_apart() -> None:
+    """A range reaches over no module that it does not count."""
+    assert [child.name for child in block_tree(rows_of(mlp())).children] == ["0", "2", "4"]
 
 
 def test_without_collapse_each_module_has_a_line() -> None:

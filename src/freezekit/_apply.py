@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -206,7 +206,8 @@ class AppliedPlan:
             raise FreezekitError(
                 "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
             )
-        optimizer = cls(self.param_groups(pattern, lr=lr), lr=lr, **options)
+        build: Callable[..., OptimizerT] = cls
+        optimizer = build(self.param_groups(pattern, lr=lr), lr=lr, **options)
         self.attach(optimizer)
         return optimizer
 
@@ -343,7 +344,8 @@ class AppliedPlan:
                 hold = Hold(module, train)
             hold.mode = train
             if train and hold.dropout is None:
-                hold.dropout, module.dropout = float(module.dropout), 0.0  # type: ignore[arg-type]
+                hold.dropout = module.__dict__["dropout"]
+                module.__dict__["dropout"] = 0.0
             holds.append(hold)
         for hold in holds:
             _set_mode(hold.module, hold.mode)
@@ -363,7 +365,7 @@ class AppliedPlan:
             if isinstance(hold, Hold):
                 del module.__dict__["train"]
                 if hold.dropout is not None:
-                    module.dropout = hold.dropout  # type: ignore[assignment]
+                    module.__dict__["dropout"] = hold.dropout
                 mode = hold.before if hold.asked is None else hold.asked
                 if parents[row] >= 0 and not (restore and hold.asked is None):
                     mode = self._modules[parents[row]].training
@@ -393,10 +395,9 @@ class AppliedPlan:
         walked = walk(self._modules[0], automaton)
         check_matches(automaton, walked, [True])
         hit = [bool(accept) for accept in automaton.accepts]
-        names = {
-            n for n, each in zip(walked.tree.names, walked.tree.accepts, strict=True) if hit[each]
-        }
-        names |= {walked.tree.names[a.row] for a in walked.tree.aliases if hit[a.accept]}
+        tree = walked.tree
+        names = {n for n, each in zip(tree.names, tree.accepts, strict=True) if hit[each]}
+        names |= {tree.names[alias.row] for alias in tree.aliases if hit[alias.accept]}
         return [row for row, name in enumerate(self.resolved._tree.names) if name in names]
 
     def _check_live(self) -> None:

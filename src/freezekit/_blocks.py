@@ -137,17 +137,15 @@ def _kinds(
     return kinds
 
 
-def _runs(index: _Index, kids: list[int], collapse: bool) -> Iterator[list[int]]:
+def _runs(index: _Index, kids: Sequence[int], collapse: bool) -> Iterator[list[int]]:
     """Yields the shown children, those that become one line together."""
     run: list[int] = []
-    last: tuple[str, int] | None = None
     for i in kids:
-        prefix, number = _numbered(index.names[i])
-        follows = collapse and last == (prefix, number - 1)
-        last = (prefix, number) if follows or index.shown[i] else None
         if not index.shown[i]:
             continue
-        if run and not (follows and index.kinds[i] == index.kinds[run[0]]):
+        prefix, number = _numbered(index.names[i])
+        follows = bool(run) and _numbered(index.names[run[-1]]) == (prefix, number - 1)
+        if run and not (collapse and follows and index.kinds[i] == index.kinds[run[0]]):
             yield run
             run = []
         run.append(i)

@@ -137,9 +137,9 @@ class PlanDiff:
             when = f"from {self.unit} {start}: " if self.unit else ""
             values = f"{before} in both" if before == after else f"{before} -> {after}"
             lines.append(f"{when}{key}: {values} for {_counted(names)}")
-        for names, where in ((self.only_before, "first"), (self.only_after, "other")):
-            if names:
-                lines.append(f"only in the {where} model: {_counted(names)}")
+        for only, where in ((self.only_before, "first"), (self.only_after, "other")):
+            if only:
+                lines.append(f"only in the {where} model: {_counted(only)}")
         return "\n".join(lines)
 
 
@@ -147,7 +147,7 @@ def explain(resolved: ResolvedPlan, name: str) -> Explanation:
     """Returns why a parameter is treated as it is; see `ResolvedPlan.explain`."""
     row = resolved.rows[resolved._row(name)]
     outcome = resolved._outcomes[resolved._outcome_ids[resolved._row(name)]]
-    reasons = []
+    reasons: list[Reason] = []
     for index, (history, decision) in enumerate(
         zip(outcome.histories, outcome.decisions, strict=True)
     ):

@@ -109,15 +109,13 @@ class Pattern:
         """Returns each alternative in braces with the pattern narrowed to it alone."""
         found: list[tuple[str, Pattern]] = []
         for at, segment in enumerate(self.segments):
-            for part in ("name", "type_name"):
-                pieces: tuple[Piece, ...] = getattr(segment, part)
-                for where, piece in enumerate(pieces):
-                    options = () if isinstance(piece, str) or len(piece) == 1 else piece
-                    for option in options:
-                        narrow = (*pieces[:where], (option,), *pieces[where + 1 :])
-                        replaced = segment._replace(**{part: narrow})
-                        parts = (*self.segments[:at], replaced, *self.segments[at + 1 :])
-                        found.append((option, Pattern(self.text, self.negated, parts)))
+            narrowed = [(o, segment._replace(name=p)) for o, p in _narrowed(segment.name)]
+            narrowed += [
+                (o, segment._replace(type_name=p)) for o, p in _narrowed(segment.type_name)
+            ]
+            for option, replaced in narrowed:
+                parts = (*self.segments[:at], replaced, *self.segments[at + 1 :])
+                found.append((option, Pattern(self.text, self.negated, parts)))
         return found
 
 
@@ -307,7 +305,8 @@ class Automaton:
     def _closure(self, targets: tuple[int, ...], cover: frozenset[int], cls: type | None) -> State:
         """Follows what consumes no segment: `**` skipped, class tests, ends of patterns."""
         waiting, seen = list(targets), set(targets)
-        positions, covers, own = set(), set(cover), set()
+        positions: set[int] = set()
+        covers, own = set(cover), set[int]()
         while waiting:
             position = waiting.pop()
             item = self._items[position]
@@ -386,6 +385,16 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")
+
+
+def _narrowed(pieces: tuple[Piece, ...]) -> list[tuple[str, tuple[Piece, ...]]]:
+    """Returns each of several alternatives with the pieces narrowed to it alone."""
+    return [
+        (option, (*pieces[:at], (option,), *pieces[at + 1 :]))
+        for at, piece in enumerate(pieces)
+        if not isinstance(piece, str) and len(piece) > 1
+        for option in piece
+    ]
 
 
 def _texts(pieces: Sequence[Piece]) -> tuple[frozenset[str], tuple[str, ...]]:

@@ -265,16 +265,17 @@ def _read_parameters(
 def _split_tied(tree: Tree, parameters: list[torch.nn.Parameter]) -> None:
     rows: dict[int, int] = {}
     columns = list(zip(tree.names, parameters, tree.accepts, tree.owners, strict=True))
-    kept = []
+    kept: list[tuple[str, torch.nn.Parameter, int, int]] = []
     for name, parameter, accept, owner in columns:
         row = rows.setdefault(id(parameter), len(kept))
         if row == len(kept):
             kept.append((name, parameter, accept, owner))
         else:
             tree.aliases.append(Alias(name, row, accept, owner))
-    tree.names[:], parameters[:], tree.accepts[:], tree.owners[:] = map(
-        list, zip(*kept, strict=True)
-    )
+    tree.names[:] = [each[0] for each in kept]
+    parameters[:] = [each[1] for each in kept]
+    tree.accepts[:] = [each[2] for each in kept]
+    tree.owners[:] = [each[3] for each in kept]
 
 
 def _alias(
