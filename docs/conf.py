@@ -14,19 +14,28 @@ extensions = [
 default_role = "code"
 exclude_patterns = ["_build"]
 nitpicky = True
-# The keywords of the verbs are typed by TypedDicts that the page of `Rule` documents in prose.
+# Names without a place in the reference: the keywords of the verbs, which `Rule` describes in
+# prose, a type variable, and the nodes of a summary.
 nitpick_ignore_regex = [
     ("py:class", r"typing_extensions\.Unpack"),
     ("py:class", r"freezekit\._plan\.\w*Properties"),
+    ("py:class", r"freezekit\._apply\.OptimizerT"),
+    ("py:class", r"freezekit\._blocks\.Block"),
 ]
+add_module_names = False
 html_theme = "furo"
 html_title = project
 
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_type_aliases = {
+    "Explanation": "freezekit._explain.Explanation",
+    "PlanDiff": "freezekit._explain.PlanDiff",
+    "Summary": "freezekit._summary.Summary",
+}
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_description_target = "documented_params"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

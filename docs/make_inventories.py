@@ -7,54 +7,38 @@ one more name, add it below and run `python docs/make_inventories.py`.
 import zlib
 from pathlib import Path
 
-CLASS, EXCEPTION, METHOD = "py:class", "py:exception", "py:method"
+CLASS, EXCEPTION = "py:class", "py:exception"
 
-# name -> (role, page); a name documented under another one points to "page#anchor"
+# name -> (role, page); "page#anchor" where a signature's spelling is not the documented one.
 PYTHON = {
     "bool": (CLASS, "library/functions.html"),
-    "collections.abc.Callable": (CLASS, "library/collections.abc.html"),
-    "collections.abc.Iterable": (CLASS, "library/collections.abc.html"),
-    "collections.abc.Iterator": (CLASS, "library/collections.abc.html"),
     "collections.abc.Mapping": (CLASS, "library/collections.abc.html"),
-    "collections.abc.Sequence": (CLASS, "library/collections.abc.html"),
     "dict": (CLASS, "library/stdtypes.html"),
     "float": (CLASS, "library/functions.html"),
     "frozenset": (CLASS, "library/stdtypes.html"),
     "int": (CLASS, "library/functions.html"),
     "list": (CLASS, "library/stdtypes.html"),
-    "object": (CLASS, "library/functions.html"),
     "os.PathLike": (CLASS, "library/os.html"),
-    "pathlib.Path": (CLASS, "library/pathlib.html"),
     "str": (CLASS, "library/stdtypes.html"),
     "tuple": (CLASS, "library/stdtypes.html"),
     "type": (CLASS, "library/functions.html"),
     "Exception": (EXCEPTION, "library/exceptions.html"),
-    "ImportError": (EXCEPTION, "library/exceptions.html"),
-    "KeyError": (EXCEPTION, "library/exceptions.html"),
     "OSError": (EXCEPTION, "library/exceptions.html"),
     "TypeError": (EXCEPTION, "library/exceptions.html"),
     "ValueError": (EXCEPTION, "library/exceptions.html"),
 }
 _MODULE_PAGE = "generated/torch.nn.Module.html"
-_PARAMETER_PAGE = "generated/torch.nn.parameter.Parameter.html"
 TORCH = {
-    "torch.Tensor": (CLASS, "tensors.html"),
     "torch.nn.Module": (CLASS, _MODULE_PAGE),
-    "torch.nn.modules.module.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
-    "torch.nn.Module.named_parameters": (METHOD, _MODULE_PAGE),
-    "torch.nn.Module.train": (METHOD, _MODULE_PAGE),
-    "torch.nn.parameter.Parameter": (CLASS, _PARAMETER_PAGE),
-    "torch.nn.Parameter": (CLASS, f"{_PARAMETER_PAGE}#torch.nn.parameter.Parameter"),
-    "torch.optim.AdamW": (CLASS, "generated/torch.optim.AdamW.html"),
+    "nn.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
+    "torch.Size": (CLASS, "size.html"),
     "torch.optim.Optimizer": (CLASS, "optim.html"),
     "torch.optim.optimizer.Optimizer": (CLASS, "optim.html#torch.optim.Optimizer"),
 }
+_AXES_PAGE = "api/_as_gen/matplotlib.axes.Axes.html"
 MATPLOTLIB = {
-    "matplotlib.axes.Axes": (CLASS, "api/_as_gen/matplotlib.axes.Axes.html"),
-    "matplotlib.axes._axes.Axes": (
-        CLASS,
-        "api/_as_gen/matplotlib.axes.Axes.html#matplotlib.axes.Axes",
-    ),
+    "matplotlib.axes.Axes": (CLASS, _AXES_PAGE),
+    "Axes": (CLASS, f"{_AXES_PAGE}#matplotlib.axes.Axes"),
 }
 
 

@@ -97,8 +97,10 @@ def load_plan(path: Path, model: nn.Module) -> FreezePlan:
 def make_optimizer(config: Config, applied: AppliedPlan) -> torch.optim.Optimizer | None:
     """Returns AdamW over what trains, with one lr for the backbone and one for the heads."""
     settings, groups = config.optimizer, []
-    for pattern, lr in (("backbone", settings.lr), ("*_head", settings.head_lr)):
-        groups += applied.param_groups(pattern, lr=lr, weight_decay=settings.weight_decay)
+    rates = {"backbone": settings.lr, "cls_head": settings.head_lr, "sent_head": settings.head_lr}
+    for part, lr in rates.items():
+        if any(name.startswith(f"{part}.") for name in applied.resolved.at().trainable):
+            groups += applied.param_groups(part, lr=lr, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups) if groups else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -91,8 +91,8 @@ class _Index:
 
     rows: Sequence[ModuleRow]
     names: list[str]
+    numbers: list[tuple[str, int]]
     kids: list[list[int]]
-    shown: list[bool]
     kinds: list[int]
 
 
@@ -109,7 +109,9 @@ def _index(rows: Sequence[ModuleRow]) -> _Index:
         else:
             kids[parent].append(i)
     shown = _shown(rows, home)
-    return _Index(rows, names, kids, shown, _kinds(rows, names, kids, shown))
+    kids = [[k for k in below if shown[k]] for below in kids]
+    numbers = [_numbered(name) for name in names]
+    return _Index(rows, names, numbers, kids, _kinds(rows, names, kids))
 
 
 def _shown(rows: Sequence[ModuleRow], home: list[int]) -> list[bool]:
@@ -122,15 +124,13 @@ def _shown(rows: Sequence[ModuleRow], home: list[int]) -> list[bool]:
     return shown
 
 
-def _kinds(
-    rows: Sequence[ModuleRow], names: list[str], kids: list[list[int]], shown: list[bool]
-) -> list[int]:
+def _kinds(rows: Sequence[ModuleRow], names: list[str], kids: list[list[int]]) -> list[int]:
     """Numbers the shown subtrees so that equal ones get equal numbers."""
     seen: dict[tuple[object, ...], int] = {}
     kinds = [0] * len(rows)
     for i in range(len(rows) - 1, -1, -1):
         row = rows[i]
-        below = tuple((names[k], kinds[k]) for k in kids[i] if shown[k])
+        below = tuple((names[k], kinds[k]) for k in kids[i])
         kind = (row.class_name, row.own, row.numel, row.tensors, row.trainable)
         flags = (row.trainable_tensors, row.state, _mode(row), row.tied_to, row.uninitialized)
         kinds[i] = seen.setdefault((kind, flags, below), len(seen))
@@ -138,16 +138,15 @@ def _kinds(
 
 
 def _runs(index: _Index, kids: Sequence[int], collapse: bool) -> Iterator[list[int]]:
-    """Yields the shown children, those that become one line together."""
+    """Yields the children, those that become one line together."""
     run: list[int] = []
     for i in kids:
-        if not index.shown[i]:
-            continue
-        prefix, number = _numbered(index.names[i])
-        follows = bool(run) and _numbered(index.names[run[-1]]) == (prefix, number - 1)
-        if run and not (collapse and follows and index.kinds[i] == index.kinds[run[0]]):
-            yield run
-            run = []
+        if run:
+            prefix, number = index.numbers[run[-1]]
+            equal = index.kinds[i] == index.kinds[run[0]]
+            if not (collapse and equal and index.numbers[i] == (prefix, number + 1)):
+                yield run
+                run = []
         run.append(i)
     if run:
         yield run
@@ -161,44 +160,35 @@ def _numbered(name: str) -> tuple[str, int]:
 def _block(index: _Index, run: list[int], above: str, factor: int, collapse: bool) -> Block:
     row, name = index.rows[run[0]], index.names[run[0]]
     if len(run) > 1:
-        prefix, first = _numbered(name)
-        name = f"{prefix}{{{first}..{_numbered(index.names[run[-1]])[1]}}}"
+        prefix, first = index.numbers[run[0]]
+        name = f"{prefix}{{{first}..{index.numbers[run[-1]][1]}}}"
     path = "" if run[0] == 0 else f"{above}.{name}" if above else name
     factor *= len(run)
+    numel, trainable = row.numel * factor, row.trainable * factor
     children = [
         _block(index, below, path, factor, collapse)
         for below in _runs(index, index.kids[run[0]], collapse)
     ]
-    block = Block(
+    if children:
+        own = numel - sum(child.numel for child in children)
+        live = trainable - sum(child.trainable for child in children)
+        if own:
+            line = f"{path} (own)".lstrip()
+            children.insert(
+                0, Block("(own)", line, "", 1, own, live, _state(own, live), _mode(row))
+            )
+    return Block(
         name=name,
         path=path,
         class_name=row.class_name,
         repeat=len(run),
-        numel=row.numel * factor,
-        trainable=row.trainable * factor,
+        numel=numel,
+        trainable=trainable,
         state=row.state,
         mode=_mode(row),
         note=_note(row),
+        children=tuple(children),
     )
-    return replace(block, children=(*_own(block, children), *children))
-
-
-def _own(block: Block, children: Sequence[Block]) -> Iterator[Block]:
-    """Yields a line for the parameters a module holds beside its children, if it does."""
-    numel = block.numel - sum(child.numel for child in children)
-    trainable = block.trainable - sum(child.trainable for child in children)
-    if children and numel:
-        yield replace(
-            block,
-            name="(own)",
-            path=f"{block.path} (own)".lstrip(),
-            class_name="",
-            repeat=1,
-            numel=numel,
-            trainable=trainable,
-            state=_state(numel, trainable),
-            note="",
-        )
 
 
 def _state(numel: int, trainable: int) -> str:

@@ -152,20 +152,36 @@ def matcher(glob: str) -> Callable[[str], object]:
     return re.compile(translate(glob)).fullmatch
 
 
+Reached = tuple[int, ...]
+"""Positions that a child reaches through an index, empty for most."""
+
+
 class State:
     """One state of the automaton: where in which patterns a path of names has arrived.
 
     Attributes:
         accept: id of the set of patterns that cover this module's own tensors.
-        children: next states by `(name, class)`, or `(name, class, index)` with indices.
+        children: next states by class, then name, or `(name, index)` with indices.
         parameters: accept ids by name, or `(name, index)` with indices.
         indices: positions that wait for a numbered child, with their index.
+        others: next states by class for all names that no pattern tells apart.
+        other_parameter: the accept id for such names.
     """
 
     __slots__ = (
-        "accept", "always", "children", "cover", "globs", "indices", "literals", "own",
-        "parameters", "positions",
-    )  # fmt: skip
+        "accept",
+        "always",
+        "children",
+        "cover",
+        "globs",
+        "indices",
+        "literals",
+        "other_parameter",
+        "others",
+        "own",
+        "parameters",
+        "positions",
+    )
 
     def __init__(
         self, positions: frozenset[int], cover: frozenset[int], own: frozenset[int], accept: int
@@ -174,16 +190,18 @@ class State:
         self.cover = cover
         self.own = own
         self.accept = accept
-        self.always: list[int] = []
+        self.always: tuple[int, ...] = ()
         self.literals: dict[str, list[int]] = {}
         self.globs: list[tuple[Callable[[str], object], int]] = []
         self.indices: list[tuple[int, Index]] = []
-        self.children: dict[object, State] = {}
+        self.children: dict[type, dict[object, State]] = {}
         self.parameters: dict[object, int] = {}
+        self.others: dict[type, State] = {}
+        self.other_parameter: int | None = None
 
-
-Reached = tuple[int, ...]
-"""Positions that a child reaches through an index, empty for most."""
+    def is_plain(self, name: str, reached: Reached) -> bool:
+        """Returns whether a child's name makes no difference to where it leads."""
+        return not (self.globs or reached or name in self.literals)
 
 
 class Automaton:
@@ -235,11 +253,17 @@ class Automaton:
             cls: the child's class.
             reached: what `numbered` gave for this name.
         """
-        key = (name, cls, reached) if state.indices else (name, cls)
-        found = state.children.get(key)
+        key = (name, reached) if state.indices else name
+        known = state.children.setdefault(cls, {})
+        found = known.get(key)
         if found is None:
-            found = self._enter(self._targets(state, name, reached), state.cover, cls)
-            state.children[key] = found
+            if state.is_plain(name, reached):
+                found = state.others.get(cls)
+                if found is None:
+                    found = state.others[cls] = self._enter(state.always, state.cover, cls)
+            else:
+                found = self._enter(self._targets(state, name, reached), state.cover, cls)
+            known[key] = found
         return found
 
     def parameter(self, state: State, name: str, reached: Reached = ()) -> int:
@@ -247,8 +271,14 @@ class Automaton:
         key = (name, reached) if state.indices else name
         found = state.parameters.get(key)
         if found is None:
-            at = self._enter(self._targets(state, name, reached), state.cover, None)
-            found = self._intern(at.cover | state.own)
+            plain = state.is_plain(name, reached)
+            if plain and state.other_parameter is not None:
+                found = state.other_parameter
+            else:
+                at = self._enter(self._targets(state, name, reached), state.cover, None)
+                found = self._intern(at.cover | state.own)
+                if plain:
+                    state.other_parameter = found
             state.parameters[key] = found
         return found
 
@@ -338,7 +368,7 @@ class Automaton:
     def _expect(self, state: State, position: int) -> None:
         match self._items[position]:
             case AnyDepth():
-                state.always.append(position)
+                state.always += (position,)
             case Index() as index:
                 state.indices.append((position, index))
             case Name(literals, globs):
@@ -346,7 +376,7 @@ class Automaton:
                     state.literals.setdefault(literal, []).append(position + 1)
                 for glob in globs:
                     if glob == "*":
-                        state.always.append(position + 1)
+                        state.always += (position + 1,)
                     else:
                         state.globs.append((matcher(glob), position + 1))
 

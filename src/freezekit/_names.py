@@ -178,7 +178,8 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
             if type(child) not in plain:
                 child = unwrap(child)
                 plain.add(type(child))
-            step = None if reached else steps.get((name, type(child)))
+            by_name = None if reached else steps.get(type(child))
+            step = by_name.get(name) if by_name else None
             if step is None:
                 step = automaton.child(state, name, type(child), reached.get(name, ()))
             if spelled and id(child) in spelled:

@@ -80,7 +80,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{escape(note)}</p>" for note in (self.line, *self.notes))
-        head = "".join(f"<span>{title}</span>" for title in _TITLES)
+        head = " ".join(f"<span>{title}</span>" for title in _TITLES)
         body = _html(self.root, 0)
         return (
             f'<div class="freezekit-summary"><style>{_STYLE}</style>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["trainability"]
 
 _MAX_ROWS = 48
+_BAR = 0.8  # height of a bar in rows
 _SMALL = 8.0  # points
 _WIDEST = 4.0  # inches of label in a figure of our own
 _DEEPEST = 8  # levels opened where all below is of one state
@@ -171,7 +172,8 @@ def _new_axes(blocks: Sequence[Block], width: float) -> tuple[Axes, _Frame]:
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    pitch = max(_least_pitch(rcParams["figure.dpi"]), min(0.28, 0.32 - 0.003 * len(blocks)), 0.17)
+    least = 0.22 if any(block.state == "partial" for block in blocks) else 0.17
+    pitch = max(_least_pitch(rcParams["figure.dpi"]), min(0.28, 0.32 - 0.003 * len(blocks)), least)
     frame = _Frame(width, _WIDEST, pitch)
     labels = max(
         _width(_label(block, _WIDEST, frame.font_size), frame.font_size) for block in blocks
@@ -199,7 +201,7 @@ def _fit(rows: Sequence[ModuleRow], ax: Axes, max_rows: int) -> tuple[Sequence[B
 
 def _least_pitch(dpi: float) -> float:
     """Returns the least row height in inches: 6 points of text, 4 pixels for half a bar."""
-    return max(0.125, 4 / (0.4 * dpi))
+    return max(0.125, 4 / (0.5 * _BAR * dpi))
 
 
 def _width(text: str, size: float) -> float:
@@ -241,21 +243,28 @@ def _number(block: Block, room: float, size: float) -> str:
 def _draw_bars(ax: Axes, blocks: Sequence[Block]) -> None:
     from matplotlib import rc_context
 
-    bars: dict[str, list[tuple[float, float, int]]] = {state: [] for state in _STYLES}
-    for y, block in enumerate(blocks):
-        if block.state == "partial":
-            bars["frozen"].append((y - 0.2, 0.4, block.numel - block.trainable))
-            bars["trainable"].append((y + 0.2, 0.4, block.trainable))
-        elif block.state in bars:
-            bars[block.state].append((y, 0.8, block.numel))
     ax.set_xscale("log")
     for state, style in _STYLES.items():
-        if bars[state]:
-            ys, heights, counts = zip(*bars[state], strict=True)
+        bars = [bar for y, block in enumerate(blocks) for bar in _bar(y, block, state)]
+        if bars:
+            ys, heights, counts = zip(*bars, strict=True)
             lengths = [max(count, 1) - _START for count in counts]
+            # In half a bar the hatch is twice as dense, or it would show half a cross.
+            hatch = [style["hatch"] * (2 if height < _BAR else 1) for height in heights]
+            looks = style | {"hatch": hatch, "left": _START, "linewidth": 0.6}
             with rc_context({"hatch.linewidth": 0.7}):
-                ax.barh(ys, lengths, height=heights, left=_START, linewidth=0.6, **style)
+                ax.barh(ys, lengths, height=heights, **looks)
     ax.set_ylim(len(blocks) - 0.5, -0.5)
+
+
+def _bar(y: int, block: Block, state: str) -> Iterator[tuple[float, float, int]]:
+    """Yields centre, height and count of the bar that a row has in one state, if it has one."""
+    if block.state == state:
+        yield y, _BAR, block.numel
+    elif block.state == "partial" and state == "frozen":
+        yield y - _BAR / 4, _BAR / 2, block.numel - block.trainable
+    elif block.state == "partial":
+        yield y + _BAR / 4, _BAR / 2, block.trainable
 
 
 def _draw_labels(ax: Axes, blocks: Sequence[Block], frame: _Frame) -> None:
@@ -303,6 +312,8 @@ def _draw_header(ax: Axes, heading: str, line: str, width: float) -> None:
 
     if _width(line, _SMALL) > width:
         line = line.replace(" || ", "\n")
+    if 1.2 * _width(heading, 10) > width:
+        heading = heading.replace(", phase", "\nphase")
     keys = [Patch(linewidth=0.6, **style) for style in _STYLES.values()]
     ax.legend(
         handles=keys,
