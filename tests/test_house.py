@@ -29,9 +29,10 @@ README = (ROOT / "README.md").read_text()
 TIERS = (
     {"errors"},
     {"_glob"},
-    {"_names", "_plan", "_suggest"},
-    {"_modes", "_timeline", "_yaml"},
+    {"_names", "_rules", "_suggest"},
+    {"_modes", "_plan", "_timeline", "_yaml"},
     {"_blocks", "_cascade", "_files"},
+    {"_resolved"},
     {"_resolve"},
     {"_explain", "_groups", "_summary"},
     {"_apply"},
@@ -39,7 +40,7 @@ TIERS = (
     {"__init__"},
 )
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
-NO_TORCH = {"errors", "_glob", "_plan", "_files", "_suggest", "_timeline", "_yaml"}
+NO_TORCH = {"errors", "_glob", "_plan", "_rules", "_files", "_suggest", "_timeline", "_yaml"}
 # The facade methods: their imports inside the function reach up the order.
 FACADE = {
     "_plan.FreezePlan.apply",
@@ -48,9 +49,9 @@ FACADE = {
     "_plan.FreezePlan.resolve",
     "_plan.FreezePlan.save",
     "_plan.FreezePlan.to_dict",
-    "_resolve.ResolvedPlan.diff",
-    "_resolve.ResolvedPlan.explain",
-    "_resolve.ResolvedPlan.summary",
+    "_resolved.ResolvedPlan.diff",
+    "_resolved.ResolvedPlan.explain",
+    "_resolved.ResolvedPlan.summary",
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 from drawn_plans import plans
 from hypothesis import given
 
-from freezekit import FreezekitError, FreezePlan, PatternError, PlanError, Rule
-from freezekit._plan import parse_rows
+from freezekit import FreezePlan, PatternError, PlanError, Rule
+from freezekit._rules import parse_rows
 
 PLAN = (
     FreezePlan(allow_all_frozen=True)
@@ -153,15 +153,14 @@ def test_bad_pattern_is_found_when_the_rule_is_written(
     with pytest.raises(PatternError) as caught:
         FreezePlan().freeze(*patterns)
     assert str(caught.value) == expected
-    assert isinstance(caught.value, PlanError | ValueError | FreezekitError)
 
 
 def test_plan_and_rule_are_immutable() -> None:
     """Neither a rule nor a plan can be changed, also not through what it was made of."""
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PLAN.rules = ()  # type: ignore[misc]
+        PLAN.rules = ()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PLAN.rules[0].lr = 1.0  # type: ignore[misc]
+        PLAN.rules[0].lr = 1.0
     betas = [0.9, 0.99]
     options, rules = {"betas": betas}, [Rule("freeze", ["a"])]
     plan = FreezePlan(rules).group("b", options=options)

@@ -1,8 +1,9 @@
 """Declarative freezing for PyTorch: what trains, when, and how fast."""
 
 from ._apply import AppliedPlan
-from ._plan import FreezePlan, Rule
-from ._resolve import Phase, ResolvedPlan
+from ._plan import FreezePlan
+from ._resolved import Phase, ResolvedPlan
+from ._rules import Rule
 from .errors import FreezekitError, PatternError, PlanError
 
 __version__ = "0.1.0"

@@ -14,7 +14,8 @@ from ._glob import Automaton, parse
 from ._groups import group_rules
 from ._names import Walk, walk
 from ._plan import FreezePlan
-from ._resolve import MARK, ResolvedPlan, bind, check_matches
+from ._resolve import MARK, bind, check_matches
+from ._resolved import ResolvedPlan
 from .errors import FreezekitError, PlanError
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ._glob import Automaton
 from ._names import Alias, Tree
-from ._plan import Pairs, Rule
+from ._rules import Pairs, Rule
 from ._timeline import Timeline
 from .errors import PlanError
 

@@ -12,7 +12,7 @@ from ._cascade import Cascade, Decision, History
 from .errors import PlanError
 
 if TYPE_CHECKING:
-    from ._resolve import ResolvedPlan
+    from ._resolved import ResolvedPlan
 
 _LISTED = 5
 

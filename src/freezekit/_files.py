@@ -8,7 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ._plan import VERBS, VERSION, Properties, Rule, checked_properties, did_you_mean
+from ._plan import VERSION
+from ._rules import VERBS, Properties, Rule, checked_properties, did_you_mean
 from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ._cascade import Decision
 from ._glob import runs_of
-from ._resolve import ResolvedPlan
+from ._resolved import ResolvedPlan
 
 _SPELLED = 3
 

@@ -1,182 +1,33 @@
-"""Rules and plans: what the user says, before any model is looked at."""
+"""FreezePlan: an ordered list of rules, and the verbs that write it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from ._glob import Automaton, parse
-from .errors import PatternError, PlanError
+from ._rules import (
+    GroupProperties,
+    Properties,
+    Rule,
+    SelectionProperties,
+    checked_properties,
+)
+from .errors import PlanError
 
 if TYPE_CHECKING:
     import torch
 
     from ._apply import AppliedPlan
-    from ._resolve import ResolvedPlan
+    from ._resolved import ResolvedPlan
 
 VERSION = 1
 """The version of the plan format that this release reads and writes."""
-
-Unit: TypeAlias = Literal["epoch", "step", "fraction"]
-UNITS: tuple[Unit, ...] = ("epoch", "step", "fraction")
-
-Pairs: TypeAlias = tuple[tuple[str, Any], ...]
-
-
-class Moments(TypedDict, total=False):
-    """While which part of training a rule is in the list: opens at, closes before."""
-
-    at_epoch: int
-    at_step: int
-    at_fraction: float
-    at_metric: Mapping[str, Any]
-    until_epoch: int
-    until_step: int
-    until_fraction: float
-
-
-class GroupProperties(Moments, total=False):
-    """What any rule may say beside its patterns."""
-
-    lr: float
-    lr_mult: float
-    weight_decay: float
-    warmup_steps: int
-    options: Mapping[str, Any]
-    frozen_mode: Literal["eval", "train"]
-    missing_ok: bool
-
-
-class Properties(GroupProperties, total=False):
-    """What a rule that freezes or unfreezes may say."""
-
-    rows: str
-
-
-class SelectionProperties(Moments, total=False):
-    """What a builder that already knows its property may say."""
-
-    missing_ok: bool
-
-
-VERBS: dict[str, type] = {
-    "freeze": Properties,
-    "unfreeze": Properties,
-    "group": GroupProperties,
-    "no_decay": SelectionProperties,
-}
-"""Every verb with the properties its rules may carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule: a verb, the patterns it selects by, and the properties it sets.
-
-    The fields after `patterns` are None (or False, for `missing_ok`) where the rule says nothing.
-
-    Attributes:
-        verb: "freeze", "unfreeze", "group", or a builder's name.
-        patterns: what the rule selects; `"!pattern"` takes away from the patterns before it.
-        lr: learning rate, per step of the optimizer; excludes `lr_mult`.
-        lr_mult: factor on the base learning rate.
-        weight_decay: weight decay of the param group.
-        warmup_steps: optimizer steps of linear warm-up after each opening.
-        options: any other key of the optimizer's groups, such as betas.
-        frozen_mode: "eval" (default) holds wholly frozen modules in eval mode, "train" leaves
-            their mode alone.
-        rows: slice over the first axis, for a rule that names exactly one parameter.
-        at_epoch: first epoch (0-based) in which the rule is in the list.
-        at_step: first optimizer step (0-based) at which it is.
-        at_fraction: the same as a fraction of all training, in [0, 1].
-        at_metric: opens once a metric stalled: monitor, mode, patience, min_delta.
-        until_epoch: first epoch in which it is no longer in the list.
-        until_step: first step at which it no longer is.
-        until_fraction: the same as a fraction of all training.
-        missing_ok: a pattern of this rule may match nothing.
-
-    Raises:
-        PlanError: a value is out of its range or two properties exclude each other.
-        PatternError: a pattern has a syntax error.
-
-    Example:
-        >>> from freezekit import Rule
-        >>> Rule("freeze", ("backbone", "!backbone.pooler"), at_epoch=2)
-        Rule('freeze', ('backbone', '!backbone.pooler'), at_epoch=2)
-    """
-
-    verb: str
-    patterns: tuple[str, ...]
-    lr: float | None = field(default=None, kw_only=True)
-    lr_mult: float | None = field(default=None, kw_only=True)
-    weight_decay: float | None = field(default=None, kw_only=True)
-    warmup_steps: int | None = field(default=None, kw_only=True)
-    options: Pairs | Mapping[str, Any] | None = field(default=None, kw_only=True)
-    frozen_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
-    rows: str | None = field(default=None, kw_only=True)
-    at_epoch: int | None = field(default=None, kw_only=True)
-    at_step: int | None = field(default=None, kw_only=True)
-    at_fraction: float | None = field(default=None, kw_only=True)
-    at_metric: Pairs | Mapping[str, Any] | None = field(default=None, kw_only=True)
-    until_epoch: int | None = field(default=None, kw_only=True)
-    until_step: int | None = field(default=None, kw_only=True)
-    until_fraction: float | None = field(default=None, kw_only=True)
-    missing_ok: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        try:
-            _check_verb(self)
-            for name in ("options", "at_metric"):
-                value = getattr(self, name)
-                if value is not None:
-                    object.__setattr__(self, name, _plain_pairs(name, value))
-            _check_values(self)
-            _check_together(self)
-            for name in ("lr", "lr_mult", "weight_decay", "at_fraction", "until_fraction"):
-                if getattr(self, name) is not None:
-                    object.__setattr__(self, name, float(getattr(self, name)))
-        except PlanError as error:
-            raise type(error)(f"{self.call}: {error}") from None
-
-    @property
-    def properties(self) -> dict[str, Any]:
-        """What the rule says beside verb and patterns, as plain data, in a fixed order."""
-        found: dict[str, Any] = {}
-        for entry in fields(self)[2:]:
-            value = getattr(self, entry.name)
-            if value is not None and value is not False:
-                paired = entry.name in ("options", "at_metric") and isinstance(value, tuple)
-                found[entry.name] = dict(value) if paired else value
-        return found
-
-    @property
-    def call(self) -> str:
-        """The rule as the call that adds it to a plan."""
-        return f"{self.verb}({', '.join([*map(repr, self.patterns), *_keywords(self)])})"
-
-    @property
-    def opening(self) -> tuple[Unit, float] | None:
-        """Unit and value of `at_epoch`, `at_step` or `at_fraction`; None: from the start."""
-        return _moment(self, "at")
-
-    @property
-    def closing(self) -> tuple[Unit, float] | None:
-        """Unit and value of the rule's `until_...`; None: to the end."""
-        return _moment(self, "until")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the rule as it stands in a plan file."""
-        patterns = list(self.patterns) if len(self.patterns) > 1 else self.patterns[0]
-        return {self.verb: patterns} | {k: _listed(v) for k, v in self.properties.items()}
-
-    def __repr__(self) -> str:
-        return f"Rule({', '.join([repr(self.verb), repr(self.patterns), *_keywords(self)])})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -448,179 +299,5 @@ class FreezePlan:
         return ".".join([f"FreezePlan({head})", *(rule.call for rule in self.rules)])
 
 
-def checked_properties(verb: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `properties` once each is one that a rule with this verb may carry.
-
-    Raises:
-        PlanError: a property is unknown; the message offers the closest one.
-    """
-    allowed = VERBS[verb].__annotations__
-    for name in properties:
-        if name not in allowed:
-            raise PlanError(f"{verb} has no property {name!r}{did_you_mean(str(name), allowed)}")
-    return dict(properties)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns a clause that offers the closest known name and lists them all."""
-    known = list(known)
-    close = get_close_matches(name, known, 1, 0.6)
-    offer = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{offer} (known: {', '.join(known)})"
-
-
-def parse_rows(text: str) -> slice:
-    """Returns the slice that a `rows` text such as `"30522:"` spells.
-
-    Raises:
-        PlanError: the text is not a slice of integers.
-    """
-    parts = text.split(":") if isinstance(text, str) else []
-    try:
-        if not 2 <= len(parts) <= 3:
-            raise ValueError
-        return slice(*(int(part) if part.strip() else None for part in parts))
-    except ValueError:
-        raise PlanError(f"rows must be a slice such as '30522:' or ':100', got {text!r}") from None
-
-
 def _rebuild(rules: tuple[Rule, ...], allow_all_frozen: bool) -> FreezePlan:
     return FreezePlan(rules, allow_all_frozen=allow_all_frozen)
-
-
-def _keywords(rule: Rule) -> list[str]:
-    return [f"{name}={value!r}" for name, value in rule.properties.items()]
-
-
-def _moment(rule: Rule, edge: str) -> tuple[Unit, float] | None:
-    for unit in UNITS:
-        value = getattr(rule, f"{edge}_{unit}")
-        if value is not None:
-            return unit, value
-    return None
-
-
-def _check_verb(rule: Rule) -> None:
-    if rule.verb not in VERBS:
-        raise PlanError(f"unknown verb {rule.verb!r}{did_you_mean(str(rule.verb), VERBS)}")
-    if isinstance(rule.patterns, str) or not all(isinstance(p, str) for p in rule.patterns):
-        raise PlanError(f"patterns must be strings, got {rule.patterns!r}")
-    object.__setattr__(rule, "patterns", tuple(rule.patterns))
-    if not rule.patterns:
-        raise PlanError("no pattern is given; '**' selects everything")
-    for text in rule.patterns:
-        parse(text)
-    if rule.patterns[0].startswith("!"):
-        listed = ", ".join(repr(text) for text in ("**", *rule.patterns))
-        raise PatternError(
-            f"pattern {rule.patterns[0]!r}: '!' takes away from the patterns before it and there "
-            f"are none; write {listed}"
-        )
-    checked_properties(rule.verb, rule.properties)
-    says = set(rule.properties) - {*Moments.__annotations__, "missing_ok"}
-    if rule.verb == "group" and not says:
-        raise PlanError("the rule sets nothing; give it lr, lr_mult, weight_decay, options, ...")
-
-
-def _check_values(rule: Rule) -> None:
-    stop = f"to stop training use freeze({rule.patterns[0]!r}) instead"
-    for name in ("lr", "lr_mult"):
-        value = getattr(rule, name)
-        if value is not None and not (_is_real(value) and value > 0):
-            raise PlanError(f"{name} must be a positive finite number, got {value!r}; {stop}")
-    decay = rule.weight_decay
-    if decay is not None and not (_is_real(decay) and decay >= 0):
-        raise PlanError(f"weight_decay must be a finite number >= 0, got {decay!r}")
-    if rule.warmup_steps is not None and not _is_count(rule.warmup_steps, 1):
-        raise PlanError(f"warmup_steps must be a whole number >= 1, got {rule.warmup_steps!r}")
-    if rule.frozen_mode not in (None, "eval", "train"):
-        raise PlanError(f"frozen_mode must be 'eval' or 'train', got {rule.frozen_mode!r}")
-    if rule.rows is not None:
-        parse_rows(rule.rows)
-    for edge in ("at", "until"):
-        for unit in ("epoch", "step"):
-            value = getattr(rule, f"{edge}_{unit}")
-            if value is not None and not _is_count(value, 0):
-                raise PlanError(f"{edge}_{unit} must be a whole number >= 0, got {value!r}")
-        value = getattr(rule, f"{edge}_fraction")
-        if value is not None and not (_is_real(value) and 0 <= value <= 1):
-            raise PlanError(f"{edge}_fraction must lie between 0 and 1, got {value!r}")
-    if not isinstance(rule.missing_ok, bool):
-        raise PlanError(f"missing_ok must be true or false, got {rule.missing_ok!r}")
-    if rule.at_metric is not None:
-        object.__setattr__(rule, "at_metric", _checked_metric(dict(rule.at_metric)))
-
-
-def _check_together(rule: Rule) -> None:
-    if rule.lr is not None and rule.lr_mult is not None:
-        raise PlanError("lr and lr_mult are one property in two units; give one of them")
-    for edge, extra in (("at", ("at_metric",)), ("until", ())):
-        names = [*(f"{edge}_{unit}" for unit in UNITS), *extra]
-        given = [name for name in names if getattr(rule, name) is not None]
-        if len(given) > 1:
-            raise PlanError(f"{' and '.join(given)} exclude each other; give one of them")
-    opening, closing = rule.opening, rule.closing
-    if closing and closing[1] <= 0:
-        raise PlanError(f"until_{closing[0]}={closing[1]!r} closes the rule before it opens")
-    if opening and closing and opening[0] == closing[0] and opening[1] >= closing[1]:
-        raise PlanError(
-            f"until_{closing[0]}={closing[1]!r} closes the rule before "
-            f"at_{opening[0]}={opening[1]!r} opens it"
-        )
-
-
-def _checked_metric(metric: dict[str, Any]) -> Pairs:
-    known: dict[str, Any] = {"monitor": None, "mode": "min", "patience": 0, "min_delta": 0.0}
-    for name in metric:
-        if name not in known:
-            raise PlanError(f"at_metric has no key {name!r}{did_you_mean(str(name), known)}")
-    full = known | metric
-    monitor, mode, patience, min_delta = full.values()
-    if not isinstance(monitor, str) or not monitor:
-        raise PlanError("at_metric needs 'monitor', the name of a metric, e.g. 'val_loss'")
-    if mode not in ("min", "max"):
-        raise PlanError(f"at_metric: mode must be 'min' or 'max', got {mode!r}")
-    if not _is_count(patience, 0):
-        raise PlanError(f"at_metric: patience must be a whole number >= 0, got {patience!r}")
-    if not (_is_real(min_delta) and min_delta >= 0):
-        raise PlanError(f"at_metric: min_delta must be a number >= 0, got {min_delta!r}")
-    return tuple(full.items())
-
-
-def _plain_pairs(name: str, given: Pairs | Mapping[str, Any]) -> Pairs:
-    try:
-        value = dict(given)
-    except (TypeError, ValueError):
-        raise PlanError(f"{name} must be a mapping, got {given!r}") from None
-    taken = {"params", "lr", "weight_decay", "name"} if name == "options" else set()
-    for key in value:
-        if not isinstance(key, str):
-            raise PlanError(f"{name}: keys must be strings, got {key!r}")
-        if key in taken:
-            raise PlanError(f"options: {key!r} is not an option; it has a property of its own")
-    return tuple((key, _plain(name, value[key])) for key in sorted(value))
-
-
-def _plain(name: str, value: object) -> object:
-    """Returns `value` with lists as tuples, so that rules compare equal after a file."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, Sequence):
-        return tuple(_plain(name, entry) for entry in value)
-    raise PlanError(f"{name}: values must be plain data (numbers, strings, lists), got {value!r}")
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _listed(entry) for key, entry in value.items()}
-    return [_listed(entry) for entry in value] if isinstance(value, tuple) else value
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -11,7 +11,7 @@ from ._blocks import Block, block_tree, shorten
 
 if TYPE_CHECKING:
     from ._modes import ModuleRow
-    from ._resolve import Phase, ResolvedPlan
+    from ._resolved import Phase, ResolvedPlan
 
 __all__ = ["Summary", "fit", "phase_text", "rows_in", "summarize", "trainable_line"]
 

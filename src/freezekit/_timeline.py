@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
-from ._plan import Rule, Unit
+from ._rules import Rule, Unit
 from .errors import PlanError
 
 ClockUnit = Literal["epoch", "step"]

@@ -16,7 +16,7 @@ from ._blocks import Block, block_tree, shorten
 from ._modes import ModuleRow, module_rows
 from ._names import walk
 from ._plan import FreezePlan
-from ._resolve import ResolvedPlan
+from ._resolved import ResolvedPlan
 from ._summary import phase_text, rows_in, trainable_line
 
 if TYPE_CHECKING:

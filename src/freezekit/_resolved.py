@@ -1,0 +1,384 @@
+"""ResolvedPlan: what a plan means for one model, as data without tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import torch
+
+from ._cascade import Cascade, Decision, Outcome
+from ._modes import Fate, ModuleRow, held_modules, module_rows
+from ._names import Tree
+from ._plan import FreezePlan
+from ._timeline import ClockUnit
+from .errors import PlanError
+
+if TYPE_CHECKING:
+    from ._explain import Explanation, PlanDiff
+    from ._summary import Summary
+
+
+class Row(NamedTuple):
+    """One parameter of a resolved plan.
+
+    Attributes:
+        name: canonical name.
+        shape: None for a lazy parameter without a shape yet.
+        aliases: its further names.
+        decisions: what holds for it in each phase.
+    """
+
+    name: str
+    shape: torch.Size | None
+    aliases: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+
+
+class Rows(Sequence[Row]):
+    """The parameters of a resolved plan in the order of `named_parameters()`, made on access."""
+
+    def __init__(self, resolved: ResolvedPlan) -> None:
+        """Views a resolved plan."""
+        self._resolved = resolved
+
+    def __len__(self) -> int:
+        return len(self._resolved._tree.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        at = range(len(self))[index]
+        resolved, tree = self._resolved, self._resolved._tree
+        return Row(
+            tree.names[at],
+            tree.shapes[at],
+            tuple(resolved._aliases.get(at, ())),
+            resolved._outcomes[resolved._outcome_ids[at]].decisions,
+        )
+
+
+class Phase:
+    """A maximal stretch of training in which nothing changes.
+
+    Attributes:
+        index: 0 for the first phase.
+        start: its first epoch or step, 0-based.
+        end: the first epoch or step after it; None for the last phase.
+        unit: "epoch", "step", or None for a plan without moments.
+
+    Example:
+        >>> import torch
+        >>> from freezekit import FreezePlan
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> plan = FreezePlan().freeze("[0]").unfreeze("[0]", lr_mult=0.1, at_epoch=3)
+        >>> first, second = plan.resolve(model).phases
+        >>> print(first, "|", second)
+        epochs 0 to 2 | from epoch 3
+        >>> sorted(second.trainable - first.trainable), second.lr("0.bias", base=0.5)
+        (['0.bias', '0.weight'], 0.05)
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedPlan,
+        index: int,
+        start: int,
+        end: int | None,
+        unit: ClockUnit | None,
+    ) -> None:
+        """Views one phase of a resolved plan."""
+        self.index = index
+        self.start = start
+        self.end = end
+        self.unit = unit
+        self._resolved = resolved
+
+    @cached_property
+    def trainable(self) -> frozenset[str]:
+        """Canonical names of the parameters that train."""
+        return frozenset(self._resolved._names_where(self.index, trains=True))
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Canonical names of the parameters that do not."""
+        return frozenset(self._resolved._names_where(self.index, trains=False))
+
+    def lr(self, name: str, base: float | None = None) -> float | None:
+        """Returns the learning rate the plan gives a parameter in this phase.
+
+        Args:
+            name: canonical or further name of a parameter.
+            base: the optimizer's own lr, which `lr_mult` multiplies.
+
+        Returns:
+            The learning rate per step; `base` where no rule says.
+
+        Raises:
+            PlanError: no parameter has that name, or `lr_mult` has no `base` to multiply.
+        """
+        decision = self._resolved._decision(name, self.index)
+        if decision.lr is not None:
+            return decision.lr
+        if decision.lr_mult is None:
+            return base
+        if base is None:
+            raise PlanError(f"{name!r} trains at lr_mult={decision.lr_mult!r}; pass base=...")
+        return decision.lr_mult * base
+
+    def __str__(self) -> str:
+        if self.unit is None:
+            return "all of training"
+        if self.end is None:
+            return f"from {self.unit} {self.start}"
+        if self.end == self.start + 1:
+            return f"{self.unit} {self.start}"
+        return f"{self.unit}s {self.start} to {self.end - 1}"
+
+    def __repr__(self) -> str:
+        live, all_ = len(self.trainable), len(self._resolved.rows)
+        return f"<Phase {self.index}: {self}, {live} of {all_} parameters train>"
+
+
+class ResolvedPlan:
+    """What a plan means for one model. Holds no tensors and no modules.
+
+    Attributes:
+        plan: the plan.
+        phases: the phases, first to last; one for a plan without moments.
+        warnings: what is allowed but probably not meant, one sentence each.
+        rows: the parameters, in the order of `named_parameters()`.
+
+    Example:
+        >>> import torch
+        >>> from freezekit import FreezePlan
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> resolved = FreezePlan().freeze("[0]").resolve(model)
+        >>> [row.name for row in resolved.rows if not row.decisions[0].trainable]
+        ['0.weight', '0.bias']
+        >>> resolved.unmentioned
+        ('1.weight', '1.bias')
+    """
+
+    def __init__(
+        self,
+        plan: FreezePlan,
+        tree: Tree,
+        cascade: Cascade,
+        outcomes: Sequence[Outcome],
+        outcome_ids: list[int],
+        buffer_ids: dict[int, int],
+        warnings: tuple[str, ...],
+    ) -> None:
+        """Joins the stretches in which nothing changes to phases."""
+        self.plan = plan
+        self.warnings = warnings
+        self.rows = Rows(self)
+        self._tree = tree
+        self._cascade = cascade
+        self._outcome_ids = outcome_ids
+        self._buffer_ids = buffer_ids
+        time = cascade.time
+        kept = [
+            k for k in range(len(time.starts))
+            if k == 0 or any(_differ(o.decisions[k - 1], o.decisions[k]) for o in outcomes)
+        ]  # fmt: skip
+        self._outcomes = [outcome.at(kept) for outcome in outcomes]
+        starts = [time.starts[k] for k in kept]
+        self.phases = tuple(
+            Phase(self, index, start, end, time.unit)
+            for index, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True))
+        )
+
+    def at(self, *, epoch: int | None = None, step: int | None = None) -> Phase:
+        """Returns the phase at a moment of training.
+
+        Args:
+            epoch: 0-based epoch; needed where the plan counts in epochs.
+            step: 0-based optimizer step; needed where the plan counts in steps.
+
+        Raises:
+            PlanError: the clock the plan uses is missing or negative.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> plan = FreezePlan().freeze("weight", until_step=100)
+            >>> resolved = plan.resolve(torch.nn.Linear(2, 2))
+            >>> resolved.at(step=99).frozen, resolved.at(step=100).frozen
+            (frozenset({'weight'}), frozenset())
+        """
+        unit = self._cascade.time.unit
+        if unit is None:
+            return self.phases[0]
+        now = {"epoch": epoch, "step": step}[unit]
+        if now is None:
+            raise PlanError(f"the plan counts in {unit}s; pass {unit}=...")
+        if isinstance(now, bool) or now != int(now) or now < 0:
+            raise PlanError(f"{unit} must be a whole number >= 0, got {now!r}")
+        return next(phase for phase in reversed(self.phases) if phase.start <= now)
+
+    @cached_property
+    def unmentioned(self) -> tuple[str, ...]:
+        """Names of the parameters that no rule selects; they keep the flag they had."""
+        silent = [not any(outcome.histories) for outcome in self._outcomes]
+        return tuple(
+            name
+            for name, outcome in zip(self._tree.names, self._outcome_ids, strict=True)
+            if silent[outcome]
+        )
+
+    def explain(self, name: str) -> Explanation:
+        """Says for each property of a parameter which rule decided and which it overrode.
+
+        Args:
+            name: canonical or further name of a parameter.
+
+        Raises:
+            PlanError: no parameter has that name.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> plan = FreezePlan().freeze("**").unfreeze("bias", lr=0.1)
+            >>> print(plan.resolve(torch.nn.Linear(2, 2)).explain("bias"))
+            bias [2]
+              trainable = True   rule 2, unfreeze('bias', lr=0.1); overrides rule 1, freeze('**')
+              lr = 0.1           rule 2, unfreeze('bias', lr=0.1)
+        """
+        from ._explain import explain
+
+        return explain(self, name)
+
+    def diff(self, other: ResolvedPlan) -> PlanDiff:
+        """Says where another resolved plan treats a parameter differently, and how.
+
+        Args:
+            other: what this plan is compared with.
+
+        Raises:
+            PlanError: one counts in epochs and the other in steps.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Linear(2, 2)
+            >>> old, new = FreezePlan(), FreezePlan().freeze("bias")
+            >>> print(old.resolve(model).diff(new.resolve(model)))
+            trainable: True -> False for 1 parameter: bias
+        """
+        from ._explain import diff
+
+        return diff(self, other)
+
+    def module_rows(self, *, epoch: int | None = None, step: int | None = None) -> list[ModuleRow]:
+        """Returns the model module by module, in the order of `named_modules()`.
+
+        Args:
+            epoch: as in `at`; the start of training if neither clock is given.
+            step: as in `at`.
+
+        Raises:
+            PlanError: as in `at`.
+        """
+        phase = self._phase(epoch, step)
+        trains = [outcome.decisions[phase.index].trainable for outcome in self._outcomes]
+        held, kept = self._held(phase.index)
+        return module_rows(self._tree, [trains[each] for each in self._outcome_ids], held, kept)
+
+    def summary(
+        self, *, depth: int | None = None, epoch: int | None = None, step: int | None = None
+    ) -> Summary:
+        """Returns the model as a tree with counts and states; `str` is the text.
+
+        Args:
+            depth: deepest nesting shown; None chooses.
+            epoch: as in `at`; the start of training if neither clock is given.
+            step: as in `at`.
+
+        Raises:
+            PlanError: as in `at`.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> summary = FreezePlan().freeze("[0]").resolve(model).summary()
+            >>> "trainable params: 3 || all params: 9 || trainable%: 33.3333" in str(summary)
+            True
+        """
+        from ._summary import summarize
+
+        return summarize(self, self._phase(epoch, step), depth=depth)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def __repr__(self) -> str:
+        return f"<ResolvedPlan: {len(self.rows)} parameters, {len(self.phases)} phases>"
+
+    def _phase(self, epoch: int | None, step: int | None) -> Phase:
+        return self.phases[0] if epoch is None and step is None else self.at(epoch=epoch, step=step)
+
+    @cached_property
+    def _aliases(self) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for alias in self._tree.aliases:
+            found.setdefault(alias.row, []).append(alias.name)
+        return found
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        rows = {alias.name: alias.row for alias in self._tree.aliases}
+        rows.update((name, row) for row, name in enumerate(self._tree.names))
+        return rows
+
+    def _row(self, name: str) -> int:
+        row = self._row_of.get(name)
+        if row is not None:
+            return row
+        spelled = self._tree.spelled.get(name)
+        if spelled is not None:
+            made = [each for each in self._tree.names if each.startswith(f"{spelled}.")]
+            raise PlanError(f"{name!r} is parametrized; it is made of {', '.join(made)}")
+        close = get_close_matches(name, self._row_of, 3)
+        offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise PlanError(f"no parameter is named {name!r} among {len(self.rows)}{offer}")
+
+    def _decision(self, name: str, phase: int) -> Decision:
+        return self._outcomes[self._outcome_ids[self._row(name)]].decisions[phase]
+
+    def _names_where(self, phase: int, *, trains: bool) -> list[str]:
+        wanted = [outcome.decisions[phase].trainable is trains for outcome in self._outcomes]
+        return [
+            name
+            for name, outcome in zip(self._tree.names, self._outcome_ids, strict=True)
+            if wanted[outcome]
+        ]
+
+    def _held(self, phase: int) -> tuple[list[bool], set[int]]:
+        """Returns which modules are held in a phase, and which of them stay in train mode."""
+        fates = [_fate(outcome.decisions[phase]) for outcome in self._outcomes]
+        return held_modules(
+            self._tree,
+            [fates[each] for each in self._outcome_ids],
+            {row: fates[each] for row, each in self._buffer_ids.items()},
+        )
+
+
+def _differ(before: Decision, after: Decision) -> bool:
+    """Returns whether something changes; who lets a parameter train is not a change."""
+    if before.trainable and after.trainable:
+        before, after = before._replace(decided=True), after._replace(decided=True)
+    return before != after
+
+
+def _fate(decision: Decision) -> Fate:
+    frozen = decision.decided and not decision.trainable
+    return Fate(decision.trainable, frozen, decision.frozen_mode == "train")
