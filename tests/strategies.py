@@ -439,7 +439,7 @@ def cases(
     return Case(tree, drawn, TOTALS[units])
 
 
-MOMENTS = st.integers(0, 14)
+MOMENTS = st.integers(0, 19)
 """Moments within and after all that `cases` draws."""
 
 

@@ -6,6 +6,7 @@ from collections import UserDict, UserList
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import freezekit
 from freezekit import FreezePlan, PatternError, PlanError
-from freezekit._rules import VERBS
+from freezekit._rules import VERBS, Properties
 
 SCHEMA = json.loads((files(freezekit) / "plan.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -40,6 +41,11 @@ PLAN = (
     .unfreeze("backbone.encoder.layer[-2:]", lr=2e-5, at_epoch=1)
     .group("*_head", lr=1e-3)
     .no_decay()
+)
+
+NO_PLAN = (
+    "plan: expected the keys version and rules, as in {'version': 1, 'rules': [{'freeze': "
+    "'backbone'}]}, got "
 )
 
 
@@ -111,7 +117,7 @@ def test_plan_comes_back_from_toml(folder: Path, plan: FreezePlan) -> None:
 
 
 @given(plan=plans(), moved=st.randoms(use_true_random=False))
-def test_order_of_keys_means_nothing(plan: FreezePlan, moved: Any) -> None:  # noqa: ANN401
+def test_order_of_keys_means_nothing(plan: FreezePlan, moved: Random) -> None:
     """A rule is the same with its keys in any order."""
     data = plan.to_dict()
     for rule in data["rules"]:
@@ -322,10 +328,12 @@ def test_yaml_anchors_are_read(tmp_path: Path) -> None:
         ("plan.json", '{"version": 1, "rules": [{"freeze": 0}]}', "plan.json, rule 1: freeze: a "
          "pattern must be text, got 0; write '0'"),
         ("plan.json", '{"rules": []}', 'plan.json: the version is missing; add "version": 1'),
-        ("plan.toml", 'rules = []\nversion = 1\nversion = 1', "plan.toml: not valid TOML: Cannot "
+        ("plan.toml", 'rules = []\nversion = 1\nversion = 1\n', "plan.toml: not valid TOML: Cannot "
          "overwrite a value (at line 3, column 12)"),
         ("plan.toml", "rules = []", "plan.toml: the version is missing; add version = 1"),
         ("plan.yml", "rules: []", "plan.yml: the version is missing; add version: 1"),
+        ("plan.yaml", "", NO_PLAN.replace("plan:", "plan.yaml:") + "None"),
+        ("plan.json", "[]", NO_PLAN.replace("plan:", "plan.json:") + "[]"),
         ("plan.txt", EXAMPLE, "plan.txt: a plan file ends in .yaml, .yml, .toml, .json, not "
          "'.txt'"),
         ("plan", EXAMPLE, "plan: a plan file ends in .yaml, .yml, .toml, .json, not ''"),
@@ -371,10 +379,6 @@ def one(**rule: object) -> dict[str, Any]:
 
 
 KNOWN = "(known: freeze, unfreeze, group, no_decay)"
-NO_PLAN = (
-    "plan: expected the keys version and rules, as in {'version': 1, 'rules': [{'freeze': "
-    "'backbone'}]}, got "
-)
 NO_RULES = "plan: rules must be a list of rules such as {'freeze': 'backbone'}, got "
 NOT_IN_SCHEMA = [
     (one(freeze="a..b"), "plan, rule 1: freeze('a..b'): pattern 'a..b': a segment between two "
@@ -469,12 +473,50 @@ BAD = [
 
 
 @pytest.mark.parametrize(("data", "expected"), [*BAD, *NOT_IN_SCHEMA])
-def test_bad_data_is_refused_with_the_rule(data: Any, expected: str) -> None:  # noqa: ANN401
+def test_bad_data_is_refused_with_the_rule(data: object, expected: str) -> None:
     """Whatever a plan file may not say is an error that names the rule and quotes it."""
     with pytest.raises(PlanError) as caught:
         FreezePlan.from_dict(data)
     assert str(caught.value) == expected
     assert isinstance(caught.value, PatternError) == ("): pattern " in expected)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "!a", "1", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=4,
+)
+verbs = st.dictionaries(st.sampled_from([*VERBS, "frese"]), st.just("a") | plain, max_size=2)
+properties = st.dictionaries(st.sampled_from(sorted(Properties.__annotations__)), plain, max_size=2)
+near_rules = st.builds(lambda verb, rest: verb | rest, verbs, properties)
+near_plans = st.builds(lambda *rules: {"version": 1, "rules": rules}, near_rules, plain)
+near_plans |= near_rules.map(lambda rule: {"version": 1, "rules": [rule]})
+
+
+@given(data=near_plans | plain)
+def test_no_data_breaks_the_reader(data: object) -> None:
+    """Data is a plan that comes back, or a `PlanError`: nothing else is raised."""
+    try:
+        plan = FreezePlan.from_dict(data)
+    except PlanError:
+        assert data != {"version": 1, "rules": []}
+    else:
+        assert FreezePlan.from_dict(plan.to_dict()) == plan
+        assert VALIDATOR.is_valid(plan.to_dict())
+
+
+@given(text=st.text(alphabet="ab01 \n-:,.*!&@#?|>{}[]\"'%~\\\t", max_size=20))
+def test_no_pattern_text_breaks_the_yaml_reader(folder: Path, text: str) -> None:
+    """Whatever stands behind a verb is read or refused with a line or a rule."""
+    path = folder / "drawn.yaml"
+    path.write_text(rule_text(f"freeze: {text}"), encoding="utf-8")
+    try:
+        plan = FreezePlan.load(path)
+    except PlanError as error:
+        message = str(error)
+    else:
+        message = f"{path}, rule {len(plan.rules)}"
+    assert re.match(re.escape(str(path)) + r"(, line \d+: |, rule 1|: )", message)
 
 
 def test_messages_name_the_source_they_are_given(tmp_path: Path) -> None:

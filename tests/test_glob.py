@@ -426,6 +426,13 @@ def test_gaps_below_what_is_covered_do_not_matter() -> None:
     assert select("**[0]", root) == under(root, "0")
 
 
+def test_gaps_that_one_alternative_reaches_are_told_of_the_whole_pattern() -> None:
+    """An alternative counts for itself; the message quotes the pattern as it was written."""
+    root = Node(children={"x": Node(children={"0": layers("0", "5")})})
+    with pytest.raises(PatternError, match=re.escape("'**.{0,x}[0]': [0] counts children")):
+        select("**.{0,x}[0]", root)
+
+
 def test_one_name_under_two_parents_is_told_apart() -> None:
     """Index and class decide per parent, also where the parents look alike to the pattern."""
     root = Node(children={"a": layers("0", "1"), "b": layers("0", "1", "2")})

@@ -15,7 +15,7 @@ from torch import nn
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, PatternError, PlanError, Rule
 
-EVERY_MOMENT = range(15)
+EVERY_MOMENT = range(20)
 
 
 def values(state: Any) -> tuple[Any, ...]:  # noqa: ANN401

@@ -17,14 +17,14 @@ _KEYS = ("version", "rules", "allow_all_frozen")
 _VERSION_LINES = {".toml": f"version = {VERSION}", ".json": f'"version": {VERSION}'}
 
 
-def load(path: str | PathLike[str]) -> Any:
+def load(path: str | PathLike[str]) -> Mapping[str, Any]:
     """Returns the data in a plan file, not yet checked to be a plan.
 
     Args:
         path: a file ending in .yaml, .yml, .toml or .json.
 
     Raises:
-        PlanError: the ending is another one, or the text is not of that format.
+        PlanError: the ending is another one, the text is not of that format or no mapping.
         OSError: the file cannot be read.
     """
     file = Path(path)
@@ -43,7 +43,7 @@ def load(path: str | PathLike[str]) -> Any:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise PlanError(f"{file}, line {line}: {raw[error.start]:#x} is not UTF-8 text") from None
-    return reader(text, str(file))
+    return _mapping(reader(text, str(file)), str(file))
 
 
 def save(data: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -80,11 +80,7 @@ def plan_arguments(data: object, source: str) -> dict[str, Any]:
     Raises:
         PlanError: a key is unknown or a value is wrong; the message names the rule.
     """
-    if not isinstance(data, Mapping):
-        raise PlanError(
-            f"{source}: expected the keys version and rules, as in "
-            f"{{'version': {VERSION}, 'rules': [{{'freeze': 'backbone'}}]}}, got {data!r}"
-        )
+    data = _mapping(data, source)
     for key in data:
         if key not in _KEYS:
             raise PlanError(f"{source}: unknown key {key!r}{did_you_mean(str(key), _KEYS)}")
@@ -101,6 +97,15 @@ def plan_arguments(data: object, source: str) -> dict[str, Any]:
         "rules": tuple(_rule(rule, f"{source}, rule {at}") for at, rule in enumerate(rules, 1)),
         "allow_all_frozen": allow,
     }
+
+
+def _mapping(data: object, source: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise PlanError(
+            f"{source}: expected the keys version and rules, as in "
+            f"{{'version': {VERSION}, 'rules': [{{'freeze': 'backbone'}}]}}, got {data!r}"
+        )
+    return data
 
 
 def _check_version(data: Mapping[str, Any], source: str) -> None:

@@ -181,8 +181,7 @@ def _entry(line: str) -> tuple[str, str]:
     if found:
         value = line[found.end() :]
         return f"{found[1]}: ", _split(value)[0] if "{" in line[: found.start()] else value
-    dashes = re.match(r"\s*(?:- +)*", line)
-    value = line[dashes.end() :] if dashes else line
+    value = re.sub(r"^\s*(?:- +)*", "", line)
     if re.match(r"[\w-]+\s*:(\s|$)", value):
         return "", ""
     return line.removesuffix(value).lstrip(), value
