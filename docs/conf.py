@@ -18,9 +18,9 @@ nitpicky = True
 # prose, a type variable, and the nodes of a summary.
 nitpick_ignore_regex = [
     ("py:class", r"typing_extensions\.Unpack"),
-    ("py:class", r"freezekit\._plan\.\w*Properties"),
-    ("py:class", r"freezekit\._apply\.OptimizerT"),
-    ("py:class", r"freezekit\._blocks\.Block"),
+    ("py:class", r"freezekit\._\w+\.\w*Properties"),
+    ("py:class", r"freezekit\._\w+\.OptimizerT"),
+    ("py:class", r"freezekit\._\w+\.Block"),
 ]
 add_module_names = False
 html_theme = "furo"

@@ -252,9 +252,7 @@ class Reference:
                 held.add(path)
         return held - self._recurrent_behind_trainable(states, held)
 
-    def _fate(
-        self, module: nn.Module, path: str, by_tensor: dict[int, State], moment: int
-    ) -> str:
+    def _fate(self, module: nn.Module, path: str, by_tensor: dict[int, State], moment: int) -> str:
         """Returns what a module's own contents say: "hold", "free", or "follow" its parent."""
         states = [by_tensor[id(p)] for p in module.parameters()]
         if states:
@@ -267,9 +265,7 @@ class Reference:
         frozen = values.get("trainable") is False and values.get("frozen_mode") != "train"
         return "hold" if frozen else "free"
 
-    def _recurrent_behind_trainable(
-        self, states: dict[str, State], held: set[str]
-    ) -> set[str]:
+    def _recurrent_behind_trainable(self, states: dict[str, State], held: set[str]) -> set[str]:
         """Returns the held RNNs that come after a parameter that trains."""
         order = [path for path, _ in self.model.named_modules()]
         trains = [order.index(n.rpartition(".")[0]) for n, s in states.items() if s.trainable]
@@ -279,9 +275,7 @@ class Reference:
             and trains and min(trains) < order.index(path)
         }  # fmt: skip
 
-    def _winners(
-        self, target: Target, name: str | None, moment: int
-    ) -> dict[str, tuple[int, Any]]:
+    def _winners(self, target: Target, name: str | None, moment: int) -> dict[str, tuple[int, Any]]:
         """Returns, by property, the last rule in the list that sets it, and the value."""
         found: dict[str, tuple[int, Any]] = {}
         for number, rule in enumerate(self.case.rules):

@@ -254,6 +254,7 @@ class Pattern:
             text += dot + item.spelled
         return ("!" if self.negated else "") + text
 
+
 @dataclass(frozen=True)
 class DrawnRule:
     """A rule with its patterns as data."""

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freezekit import PatternError
-from freezekit._glob import Automaton, State, parse, runs_of
+from freezekit._automaton import Automaton, State
+from freezekit._glob import parse, runs_of
 
 
 class Block:
@@ -512,3 +513,21 @@ def test_runs_cover_the_numbers_and_are_maximal(numbers: list[int]) -> None:
     runs = runs_of(numbers)
     assert [n for first, last in runs for n in range(first, last + 1)] == numbers
     assert all(after[0] - before[1] > 1 for before, after in pairwise(runs))
+
+
+@pytest.mark.parametrize("text", ["x[]", "x[!a]", "x[0.5]", "x[a-c]"])
+def test_brackets_without_a_known_meaning_get_no_hint(text: str) -> None:
+    """A hint is a pattern; where none can be meant, none is given."""
+    with pytest.raises(PatternError) as caught:
+        parse(text)
+    assert "is not an index" in str(caught.value)
+    assert "for alternatives" not in str(caught.value)
+
+
+def test_braces_that_hold_more_than_names_are_refused_whole() -> None:
+    """Indices and class tests stand outside braces, and braces spell a bounded number of names."""
+    for text in ("{a[0],b}", "{a@B,c}"):
+        with pytest.raises(PatternError, match="holds more than names; write two patterns"):
+            parse(text)
+    with pytest.raises(PatternError, match="spells more than 10000 names"):
+        parse("{0..9999}{0..9}")

@@ -29,6 +29,7 @@ README = (ROOT / "README.md").read_text()
 TIERS = (
     {"errors"},
     {"_glob"},
+    {"_automaton"},
     {"_names", "_rules", "_suggest"},
     {"_modes", "_plan", "_timeline", "_yaml"},
     {"_blocks", "_cascade", "_files"},
@@ -40,7 +41,17 @@ TIERS = (
     {"__init__"},
 )
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
-NO_TORCH = {"errors", "_glob", "_plan", "_rules", "_files", "_suggest", "_timeline", "_yaml"}
+NO_TORCH = {
+    "errors",
+    "_automaton",
+    "_files",
+    "_glob",
+    "_plan",
+    "_rules",
+    "_suggest",
+    "_timeline",
+    "_yaml",
+}
 # The facade methods: their imports inside the function reach up the order.
 FACADE = {
     "_plan.FreezePlan.apply",

@@ -248,9 +248,7 @@ def shard(model: nn.Module) -> nn.Module:
 
 def fsdp1(module: nn.Module) -> nn.Module:
     """Returns the module wrapped in the first generation of sharding."""
-    return FullyShardedDataParallel(
-        module, use_orig_params=True, device_id=torch.device("cpu")
-    )
+    return FullyShardedDataParallel(module, use_orig_params=True, device_id=torch.device("cpu"))
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -271,3 +271,32 @@ def test_pickle_leaves_the_compiled_patterns_behind() -> None:
 def test_rows_spell_a_slice(text: str, expected: slice) -> None:
     """A `rows` text means what it means between brackets in Python."""
     assert parse_rows(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: Rule("freeze", "abc"), "freeze: patterns must be several strings, got 'abc'"),
+        (lambda: Rule("freeze", 5), "freeze: patterns must be several strings, got 5"),
+        (lambda: Rule(["x"], ("a",)), "unknown verb ['x']"),
+        (lambda: FreezePlan(5), "rules must be several Rules, got 5"),
+        (lambda: FreezePlan().group("a", options=["ab"]), "options must be a mapping, got ['ab']"),
+        (lambda: FreezePlan().group("a", options={}), "the rule sets nothing"),
+        (lambda: FreezePlan().group("a", lr=10**400), "lr must be a positive finite number"),
+        (lambda: FreezePlan().unfreeze("a", rows="::-1"), "rows must be a slice"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_plan_errors(
+    build: Callable[[], object], expected: str
+) -> None:
+    """Whatever is passed for a pattern, a rule or a property, the error is a PlanError."""
+    with pytest.raises(PlanError) as caught:
+        build()
+    assert expected in str(caught.value)
+
+
+def test_a_rule_takes_its_patterns_from_any_iterable() -> None:
+    """Patterns may come from a generator, and no_decay may name several places."""
+    assert Rule("freeze", (name for name in "ab")).patterns == ("a", "b")
+    assert FreezePlan().no_decay("a", "b").rules[0].patterns == ("a", "b")
+    assert FreezePlan().no_decay().rules[0].patterns == ("**",)

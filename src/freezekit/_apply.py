@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 
-from ._glob import Automaton, parse
+from ._automaton import Automaton
+from ._glob import parse
 from ._groups import group_rules
 from ._names import Walk, walk
 from ._plan import FreezePlan

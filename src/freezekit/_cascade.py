@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from ._glob import Automaton
+from ._automaton import Automaton
 from ._names import Alias, Tree
 from ._rules import Pairs, Rule
 from ._timeline import Timeline

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._glob import Automaton, Reached, State
+from ._automaton import Automaton, Reached, State
 
 _WRAPPERS = {
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",

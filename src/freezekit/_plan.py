@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import Unpack
 
-from ._glob import Automaton, parse
+from ._automaton import Automaton
+from ._glob import parse
 from ._rules import (
     GroupProperties,
     Properties,
@@ -58,6 +59,8 @@ class FreezePlan:
     allow_all_frozen: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rules, Iterable):
+            raise PlanError(f"rules must be several Rules, got {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
         for number, rule in enumerate(self.rules, 1):
             if not isinstance(rule, Rule):
@@ -114,14 +117,14 @@ class FreezePlan:
         """
         return self._with("group", patterns, properties)
 
-    def no_decay(self, pattern: str = "**", **properties: Unpack[SelectionProperties]) -> Self:
+    def no_decay(self, *patterns: str, **properties: Unpack[SelectionProperties]) -> Self:
         """Returns the plan with weight decay 0 for vectors and biases.
 
-        Selects, below `pattern`, tensors of rank 1 or less and those named as a bias
+        Selects, of what the patterns select, tensors of rank 1 or less and those named as a bias
         (`bias`, `bias_...`, `..._bias`): norms, biases, scales.
 
         Args:
-            pattern: where to look.
+            *patterns: where to look; without any, everywhere.
             **properties: moments and `missing_ok`.
 
         Raises:
@@ -134,7 +137,7 @@ class FreezePlan:
             >>> print(resolved.explain("bias").values["weight_decay"])
             0.0
         """
-        return self._with("no_decay", (pattern,), properties)
+        return self._with("no_decay", patterns or ("**",), properties)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> FreezePlan:
@@ -292,12 +295,12 @@ class FreezePlan:
         return type(self)((*self.rules, rule), allow_all_frozen=self.allow_all_frozen)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.rules, self.allow_all_frozen)
+        return _rebuild, (type(self), self.rules, self.allow_all_frozen)
 
     def __repr__(self) -> str:
         head = "allow_all_frozen=True" if self.allow_all_frozen else ""
         return ".".join([f"FreezePlan({head})", *(rule.call for rule in self.rules)])
 
 
-def _rebuild(rules: tuple[Rule, ...], allow_all_frozen: bool) -> FreezePlan:
-    return FreezePlan(rules, allow_all_frozen=allow_all_frozen)
+def _rebuild(cls: type[FreezePlan], rules: tuple[Rule, ...], allow_all_frozen: bool) -> FreezePlan:
+    return cls(rules, allow_all_frozen=allow_all_frozen)

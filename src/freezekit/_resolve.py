@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ._automaton import Automaton
 from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
-from ._glob import Automaton
 from ._names import Tree, Walk, unwrap, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -119,6 +120,9 @@ class Rule:
     missing_ok: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.patterns, str) or not isinstance(self.patterns, Iterable):
+            raise PlanError(f"{self.verb}: patterns must be several strings, got {self.patterns!r}")
+        object.__setattr__(self, "patterns", tuple(self.patterns))
         try:
             _check_verb(self)
             for name in ("options", "at_metric"):
@@ -193,15 +197,18 @@ def parse_rows(text: str) -> slice:
     """Returns the slice that a `rows` text such as `"30522:"` spells.
 
     Raises:
-        PlanError: the text is not a slice of integers.
+        PlanError: the text is not a slice of integers, or steps backwards.
     """
     parts = text.split(":") if isinstance(text, str) else []
     try:
         if not 2 <= len(parts) <= 3:
             raise ValueError
-        return slice(*(int(part) if part.strip() else None for part in parts))
+        start, stop, step = (*(int(p) if p.strip() else None for p in parts), None)[:3]
+        if step is not None and step < 1:
+            raise ValueError
     except ValueError:
         raise PlanError(f"rows must be a slice such as '30522:' or ':100', got {text!r}") from None
+    return slice(start, stop, step)
 
 
 def _keywords(rule: Rule) -> list[str]:
@@ -217,11 +224,10 @@ def _moment(rule: Rule, edge: str) -> tuple[Unit, float] | None:
 
 
 def _check_verb(rule: Rule) -> None:
-    if rule.verb not in VERBS:
+    if not isinstance(rule.verb, str) or rule.verb not in VERBS:
         raise PlanError(f"unknown verb {rule.verb!r}{did_you_mean(str(rule.verb), VERBS)}")
-    if isinstance(rule.patterns, str) or not all(isinstance(p, str) for p in rule.patterns):
+    if not all(isinstance(pattern, str) for pattern in rule.patterns):
         raise PlanError(f"patterns must be strings, got {rule.patterns!r}")
-    object.__setattr__(rule, "patterns", tuple(rule.patterns))
     if not rule.patterns:
         raise PlanError("no pattern is given; '**' selects everything")
     for text in rule.patterns:
@@ -233,7 +239,8 @@ def _check_verb(rule: Rule) -> None:
             f"are none; write {listed}"
         )
     checked_properties(rule.verb, rule.properties)
-    says = set(rule.properties) - {*Moments.__annotations__, "missing_ok"}
+    silent = {*Moments.__annotations__, "missing_ok"}
+    says = [key for key, value in rule.properties.items() if key not in silent and value != {}]
     if rule.verb == "group" and not says:
         raise PlanError("the rule sets nothing; give it lr, lr_mult, weight_decay, options, ...")
 
@@ -304,10 +311,10 @@ def _checked_metric(metric: dict[str, Any]) -> Pairs:
 
 
 def _plain_pairs(name: str, given: Pairs | Mapping[str, Any]) -> Pairs:
-    try:
-        value = dict(given)
-    except (TypeError, ValueError):
-        raise PlanError(f"{name} must be a mapping, got {given!r}") from None
+    pairs = isinstance(given, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in given)
+    if not pairs and not isinstance(given, Mapping):
+        raise PlanError(f"{name} must be a mapping, got {given!r}")
+    value = dict(given)
     taken = {"params", "lr", "weight_decay", "name"} if name == "options" else set()
     for key in value:
         if not isinstance(key, str):
@@ -335,7 +342,11 @@ def _listed(value: object) -> object:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def _is_count(value: object, least: int) -> bool:
