@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ def trace(model: nn.Module) -> dict[str, Any]:
             name: {key: list(value) for key, value in vars(module).items() if "_hooks" in key}
             for name, module in modules.items()
         },
-        "dropout": {name: getattr(module, "dropout", None) for name, module in modules.items()},
+        "dropout": {name: vars(module).get("dropout") for name, module in modules.items()},
         "state": list(model.state_dict()),
     }
 
@@ -137,7 +138,7 @@ def meets_gap(items: Sequence[Item], all_items: Sequence[Item], path: list[nn.Mo
 
 
 def _names_of(path: list[nn.Module]) -> Iterator[str]:
-    for parent, child in zip(path, path[1:], strict=False):
+    for parent, child in pairwise(path):
         yield next(name for name, module in parent._modules.items() if module is child)
 
 
@@ -262,8 +263,9 @@ class Reference:
             return "follow"
         said = self._winners(self.buffered[path], None, moment)
         values = {key: value for key, (_, value) in said.items()}
-        frozen = values.get("trainable") is False and values.get("frozen_mode") != "train"
-        return "hold" if frozen else "free"
+        if values.get("frozen_mode") == "train":
+            return "free"
+        return {False: "hold", True: "free", None: "follow"}[values.get("trainable")]
 
     def _recurrent_behind_trainable(self, states: dict[str, State], held: set[str]) -> set[str]:
         """Returns the held RNNs that come after a parameter that trains."""

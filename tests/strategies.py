@@ -173,8 +173,6 @@ def trees(draw: st.DrawFn, *, without: tuple[str, ...] = (), joined: bool = True
     targets = [
         path for path, node in nodes.items()
         if path and any(each.kind in _WITH_PARAMETERS for _, each in node.paths())
-        and not node.has(*PARAMETRIZED)
-        and not (node.kind in ("list", "shifts", "gru"))
     ]  # fmt: skip
     if targets and draw(st.booleans()):
         target = draw(st.sampled_from(targets))
