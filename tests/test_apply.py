@@ -214,6 +214,25 @@ def test_release_restores_modes_below_a_train_method_of_the_users_own() -> None:
     assert in_eval(model) == before
 
 
+def test_a_train_method_on_the_instance_comes_back() -> None:
+    """Some models replace `train` by a function that does nothing; release puts it back."""
+
+    def stay(mode: bool = True) -> nn.Module:
+        return model.blocks
+
+    model = Net()
+    model.blocks.eval()
+    model.blocks.train = stay
+    before = trace(model)
+    FreezePlan().freeze("blocks").apply(model).release()
+    assert trace(model) == before
+    applied = FreezePlan().freeze("blocks").apply(model)
+    model.train()
+    assert in_eval(model) == below(model, "blocks")
+    applied.release()
+    assert vars(model.blocks)["train"] is stay
+
+
 def pickled(model: nn.Module) -> nn.Module:
     """Returns the model after a trip through `torch.save`."""
     buffer = io.BytesIO()
@@ -352,16 +371,16 @@ def test_release_gives_modes_that_were_switched_since_to_the_parent() -> None:
 
 
 def test_a_second_apply_is_refused() -> None:
-    """On the model, on a part of it that is held, and on a larger model around it."""
+    """On the model, on any part of it, and on a larger model around it."""
     model = Net()
     FreezePlan().freeze("blocks").apply(model)
     before = trace(model)
     around = nn.ModuleDict({"inner": model, "more": nn.Linear(2, 2)})
     for target, message in {
         model: "a plan is applied to this model already; release first: call release()",
-        around: "a plan is applied to 'inner' in this model already; release first",
-        model.blocks: "this model belongs to a larger model that a plan is applied to; release",
-        nn.Sequential(model.blocks[0]): "'0' belongs to a larger model that a plan is applied to",
+        around: "a plan is applied to 'inner' already; release first: call release()",
+        model.blocks: "'0.0' belongs to a larger model that a plan is applied to; release first",
+        model.head: "this model belongs to a larger model that a plan is applied to; release",
     }.items():
         with pytest.raises(FreezekitError) as caught:
             FreezePlan().freeze("**.bias").apply(target)
@@ -477,14 +496,14 @@ def test_clocks_the_plan_does_not_use_are_ignored() -> None:
         (
             FreezePlan().group("head", lr=0.1).group("head", lr=0.2, at_epoch=1),
             {},
-            "'head.weight': a learning rate, weight decay or option that changes later is "
+            "'head.weight': a learning rate, weight decay or option that changes during training is "
             "resolved and shown by this release but not carried out; leave it out of the plan to "
             "apply it",
         ),
         (
             FreezePlan().group("head", options={"betas": (0.5, 0.9)}, at_epoch=1),
             {},
-            "'head.weight': a learning rate, weight decay or option that changes later",
+            "'head.weight': a learning rate, weight decay or option that changes during training",
         ),
         (
             FreezePlan().unfreeze("head.weight", rows=":1"),
@@ -528,7 +547,7 @@ def test_clocks_the_plan_does_not_use_are_ignored() -> None:
         (
             FreezePlan().freeze("**"),
             {},
-            "nothing is trainable in all of training: all 10 parameters are frozen; unfreeze "
+            "nothing is trainable: all 10 parameters are frozen; unfreeze "
             "some, or say FreezePlan(allow_all_frozen=True)",
         ),
     ],
@@ -548,9 +567,9 @@ def test_what_cannot_be_carried_out_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("moments", "when"),
     [
-        ({"at_step": 7}, "from step 7"),
-        ({"at_step": 7, "until_step": 8}, "in step 7"),
-        ({"at_epoch": 2, "until_epoch": 4}, "in epochs 2 to 3"),
+        ({"at_step": 7}, "in the phase 'from step 7'"),
+        ({"at_step": 7, "until_step": 8}, "in the phase 'step 7'"),
+        ({"at_epoch": 2, "until_epoch": 4}, "in the phase 'epochs 2 to 3'"),
     ],
 )
 def test_a_phase_in_which_nothing_trains_is_named(moments: dict[str, int], when: str) -> None:
@@ -570,6 +589,22 @@ def test_a_learning_rate_that_changes_while_frozen_is_carried_out() -> None:
     )
     applied = plan.apply(Net())
     assert {group["lr"] for group in applied.param_groups("blocks", lr=0.5)} == {0.2}
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda plan: plan.apply(Net(), total_epochs="3"), "total_epochs must be a whole number"),
+        (lambda plan: plan.apply(Net()).advance(epoch="1"), "epoch must be a whole number >= 0"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(
+    use: Callable[[FreezePlan], object], message: str
+) -> None:
+    """A text where a count belongs is a plan error that quotes it."""
+    with pytest.raises(PlanError) as caught:
+        use(FreezePlan().freeze("head", at_epoch=1))
+    assert str(caught.value).startswith(message)
 
 
 def test_a_model_that_is_none_is_refused() -> None:
@@ -791,7 +826,7 @@ TYPOS = [
     ("bert", "encoder.layer", "bert.encoder.layer"),
     ("bert", "bert.**.quary", "bert.**.query"),
     ("bert", "**@LayerNrom", "**@LayerNorm"),
-    ("bert", "**@bertlayer", "**@BertLayer"),
+    ("bert", "**@bertlayer", "**@BertLayer.**"),
     ("bert", "bert.encoder.layer.{0,2}", "bert.encoder.layer.1"),
     ("bert", "bert.encoder.layer.0.attention.query",
      "bert.encoder.layer.0.attention.**.query"),
@@ -825,16 +860,29 @@ def test_a_typo_is_refused_with_what_was_meant(
     FreezePlan().freeze("**.weight").unfreeze(meant).resolve(model)
 
 
+def test_a_class_whose_modules_hold_no_tensors_themselves_offers_the_subtree(
+    bert: BertForSequenceClassification,
+) -> None:
+    """`@Class` covers a module's own tensors only; the error says so where there are none."""
+    with pytest.raises(PatternError) as caught:
+        FreezePlan().freeze("**@BertLayer").apply(bert)
+    assert "of its own" in str(caught.value)
+    assert "'**@BertLayer.**'" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
         ("bert.encodr", "'bert' has embeddings, encoder, pooler"),
         ("nothing", "the model has bert, dropout, classifier"),
         ("bert.encoder.layer.7", "'bert.encoder.layer' has 0..1"),
-        ("bert.encoder.layer[7]", "[7] is out of range: 'bert.encoder.layer' has 2 numbered"),
+        (
+            "bert.encoder.layer[7]",
+            "[7] reaches none of the 2 numbered children of 'bert.encoder.layer'",
+        ),
         ("bert.pooler[0]", "'bert.pooler' has no numbered children, only dense, activation"),
         ("classifier.weight.x", "'classifier.weight' has nothing below it"),
-        ("dropout", "it reaches dropout (Dropout), which hold neither parameters nor buffers"),
+        ("dropout", "dropout (Dropout) has neither parameters nor buffers"),
         ("re:bert", "no parameter name matches it in full"),
         ("**@Conv2d", "no module there is of that class; the classes are "),
     ],

@@ -253,6 +253,15 @@ def test_files_are_found_from_where_the_user_stands_and_beside_the_script(
     assert train.find(Path("plans/full.yaml")) == tmp_path / "plans" / "full.yaml"
 
 
+def test_a_changed_frozen_tensor_fails_the_run() -> None:
+    """Frozen tensors that differ from the start are an error that names them."""
+    with pytest.raises(RuntimeError, match=r"1 frozen tensors changed: cls_head\.bias"):
+        train.check_frozen(
+            {"cls_head.bias": "1", "cls_head.weight": "1"},
+            {"cls_head.bias": "2", "cls_head.weight": "1"},
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -275,7 +284,7 @@ def test_bad_options_are_named(
     ("file", "content", "message"),
     [
         ("my.yaml", "version: 1\nrules: [{freeze: backbon}]", "'backbone'"),
-        ("none.yaml", None, "cannot read the plan "),
+        ("none.yaml", None, "none.yaml is neither in "),
     ],
 )
 def test_bad_plans_end_without_a_traceback(

@@ -1,5 +1,6 @@
 """The laws, tried on drawn models, plans and moments."""
 
+import contextlib
 import copy
 import io
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import ContradictionError, NoMatchError, Reference, State, trace
-from strategies import MOMENTS, WIDTH, Case, cases, is_picklable, rules
+from strategies import MOMENTS, WIDTH, Case, Tree, cases, is_picklable, rules, trees
 from torch import nn
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, PatternError, PlanError, Rule
@@ -58,7 +59,9 @@ def test_law_2_resolve_agrees_with_names_and_rules_one_by_one(case: Case, moment
         with pytest.raises(PlanError, match="name one tied tensor"):
             case.plan.resolve(model, **case.totals)
         return
+    before = trace(model)
     resolved = case.plan.resolve(model, **case.totals)
+    assert trace(model) == before
     phase = resolved.at(**case.at(moment))
     assert phase.trainable == {name for name, state in states.items() if state.trainable}
     assert phase.frozen == {name for name, state in states.items() if not state.trainable}
@@ -89,6 +92,28 @@ def test_law_2_a_phase_is_a_maximal_stretch_without_change(case: Case) -> None:
     phases = case.plan.resolve(model, **case.totals).phases
     assert [phase.start for phase in phases] == [0, *changes]
     assert [phase.end for phase in phases] == [*changes, None]
+
+
+def test_law_2_a_rule_that_changes_nothing_makes_no_phase() -> None:
+    """Unfreezing what trains anyway, a norm with its buffers among it, divides nothing."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    (phase,) = FreezePlan().unfreeze("**", until_epoch=1).resolve(model).phases
+    assert str(phase) == "from epoch 0"
+
+
+@settings(max_examples=50)
+@given(cases(lenient=True), trees(), MOMENTS)
+def test_law_2_a_plan_keeps_nothing_of_the_models_it_has_met(
+    case: Case, other: Tree, moment: int
+) -> None:
+    """What a plan means for a model does not depend on what it was resolved against before."""
+    consistent(case, case.tree.build())
+    used, fresh = case.plan, case.plan
+    with contextlib.suppress(PlanError):
+        used.resolve(other.build(), **case.totals)
+    first, second = [plan.resolve(case.tree.build(), **case.totals) for plan in (used, fresh)]
+    assert [row.decisions for row in first.rows] == [row.decisions for row in second.rows]
+    assert first.module_rows(**case.at(moment)) == second.module_rows(**case.at(moment))
 
 
 @given(st.data(), cases(lenient=True, joined=False), MOMENTS)
@@ -308,7 +333,8 @@ def test_law_9_a_bad_plan_raises_before_anything_is_written(
     before = trace(model)
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     listed = [each.rule for each in case.rules]
-    at = len(listed) if bad in ("nothing trains", "changing lr", "rows") else place
+    wins_last = ("nothing trains", "changing lr", "rows", "warm-up")
+    at = len(listed) if bad in wins_last else place
     plan = FreezePlan((*listed[:at], *BAD[bad], *listed[at:]))
     with pytest.raises(FreezekitError):
         plan.apply(model)

@@ -5,7 +5,6 @@ them alike; an epoch's time is divided by that of full fine-tuning in the same r
 """
 
 import json
-import re
 import statistics
 import time
 from dataclasses import replace
@@ -99,9 +98,10 @@ def main() -> None:
     measured = measure()
     (HERE / "measured.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     readme = HERE / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    between = re.compile(r"(?<=<!-- measured -->\n).*(?=\n<!-- end of measured -->)", re.DOTALL)
-    readme.write_text(between.sub(table(measured), text), encoding="utf-8")
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- measured -->\n")
+    _, after = rest.split("<!-- end of measured -->\n")
+    marked = f"<!-- measured -->\n{table(measured)}\n<!-- end of measured -->\n"
+    readme.write_text(before + marked + after, encoding="utf-8")
     print(table(measured))
 
 

@@ -81,10 +81,7 @@ def prepare(config: Config, plan_file: Path) -> Run:
 
 def load_plan(path: Path, model: nn.Module) -> FreezePlan:
     """Returns the plan in a file, with the unused pooler frozen whatever the file says."""
-    try:
-        plan = FreezePlan.load(path)
-    except OSError as error:
-        raise UserError(f"cannot read the plan {path}: {error}") from error
+    plan = FreezePlan.load(path)
     resolved = plan.resolve(model)
     if len(resolved.phases) > 1:
         raise UserError(f"{path}: this script holds one state; take out the at_ and until_ keys")
@@ -224,7 +221,10 @@ def check_frozen(before: dict[str, str], after: dict[str, str]) -> None:
 
 def find(path: Path) -> Path:
     """Returns `path` as seen from where the user stands, else from this script's folder."""
-    return (path if path.exists() else HERE / path).resolve()
+    for place in (path, HERE / path):
+        if place.exists():
+            return place.resolve()
+    raise UserError(f"{path} is neither in {Path.cwd()} nor in {HERE}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

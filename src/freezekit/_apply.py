@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from ._automaton import Automaton
 from ._glob import parse
 from ._groups import group_rules
-from ._names import Walk, walk
+from ._names import Walk, unwrap, walk
 from ._plan import FreezePlan
 from ._resolve import MARK, bind, check_matches
 from ._resolved import ResolvedPlan
+from ._rules import did_you_mean, is_real
 from .errors import FreezekitError, PlanError
+
+_LBFGS = "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
@@ -26,16 +28,16 @@ class Hold:
     """Keeps one module in a mode, standing in for its `train` method.
 
     Placed as `train` in the module's own `__dict__`, where every switch of mode finds it, from
-    whichever parent it comes. Travels with copies and pickles of the model, where `live` is false.
+    whichever parent it comes. Travels with copies and pickles of the model.
     """
 
-    def __init__(self, module: torch.nn.Module, mode: bool) -> None:
+    def __init__(self, module: torch.nn.Module, mode: bool, before: bool) -> None:
         self.module = module
         self.mode = mode
-        self.before = module.training
+        self.before = before
+        self.replaced = module.__dict__.get("train")
         self.asked: bool | None = None
         self.dropout: float | None = None
-        self.live = True
 
     def __call__(self, mode: bool = True) -> torch.nn.Module:
         """Answers `module.train(mode)` with the held mode."""
@@ -43,18 +45,26 @@ class Hold:
         type(self.module).train(self.module, self.mode)
         return self.module
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"live": False}
+    def remove(self) -> None:
+        """Takes itself out of the module; the mode stays."""
+        if self.replaced is None:
+            del self.module.__dict__["train"]
+        else:
+            self.module.__dict__["train"] = self.replaced
+        if self.dropout is not None:
+            self.module.__dict__["dropout"] = self.dropout
 
 
 class Mark:
-    """What an applied model remembers, in its own `__dict__`: the flags it had before.
+    """What a module of an applied model remembers: the flags its own parameters had, by name.
 
-    A copy or an unpickled model keeps the flags but has no handle: there `live` is false.
+    A copy or an unpickled model keeps the flags but has no handle: there `live` is false. `inner`
+    is true for all modules but the one the plan was applied to.
     """
 
-    def __init__(self, flags: dict[str, bool]) -> None:
+    def __init__(self, flags: dict[str, bool], inner: bool) -> None:
         self.flags = flags
+        self.inner = inner
         self.live = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,9 +109,10 @@ class AppliedPlan:
         self.resolved = resolved
         self.phase = resolved.phases[0]
         self._modules = walked.modules
+        self._modes = [module.training for module in walked.modules]
         self._optimizers: list[torch.optim.Optimizer] = []
         self._released = False
-        self._changes = lru_cache(maxsize=None)(self._change)
+        self._changes: dict[tuple[int, int], _Change] = {}
 
     def advance(self, *, epoch: int | None = None, step: int | None = None) -> None:
         """Puts the model into the phase of a moment: opens and closes what is due.
@@ -118,9 +129,14 @@ class AppliedPlan:
         """
         self._check_live()
         phase = self.resolved.at(epoch=epoch, step=step)
-        if phase is not self.phase:
-            self._carry_out(self._changes(self.phase.index, phase.index))
-            self.phase = phase
+        if phase is self.phase:
+            return
+        self._check_whole()
+        key = (self.phase.index, phase.index)
+        if key not in self._changes:
+            self._changes[key] = self._change(*key)
+        self._carry_out(self._changes[key])
+        self.phase = phase
 
     def param_groups(
         self, pattern: str = "**", *, lr: float, weight_decay: float | None = None
@@ -156,13 +172,14 @@ class AppliedPlan:
             1.bias/no_decay 0.01 0.0
         """
         self._check_live()
-        for name, value, least in (("lr", lr, "> 0"), ("weight_decay", weight_decay, ">= 0")):
-            valid = value is None or (math.isfinite(value) and value >= 0)
-            if not valid or (name == "lr" and not lr):
-                raise PlanError(
-                    f"param_groups: {name} must be a finite number {least}, got {value!r}"
-                )
-        rules = group_rules(self.resolved, self._selected(pattern))
+        self._check_whole()
+        if not (is_real(lr) and lr > 0):
+            raise PlanError(f"param_groups: lr must be a positive finite number, got {lr!r}")
+        if weight_decay is not None and not (is_real(weight_decay) and weight_decay >= 0):
+            raise PlanError(
+                f"param_groups: weight_decay must be a finite number >= 0, got {weight_decay!r}"
+            )
+        rules = group_rules(self.resolved, self._selected(pattern), taken=self.lrs())
         if not rules:
             raise FreezekitError(
                 f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
@@ -204,10 +221,8 @@ class AppliedPlan:
             >>> applied.lrs()
             {'1': 0.1}
         """
-        if issubclass(cls, torch.optim.LBFGS):
-            raise FreezekitError(
-                "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
-            )
+        if isinstance(cls, type) and issubclass(cls, torch.optim.LBFGS):
+            raise FreezekitError(_LBFGS)
         build: Callable[..., OptimizerT] = cls
         optimizer = build(self.param_groups(pattern, lr=lr), lr=lr, **options)
         self.attach(optimizer)
@@ -223,11 +238,13 @@ class AppliedPlan:
             FreezekitError: two optimizers hold the same parameter, or the plan was released.
         """
         self._check_live()
+        self._check_whole()
         names = {
             id(self._parameter(row)): name for row, name in enumerate(self.resolved._tree.names)
         }
         taken: set[int] = set()
-        for optimizer in (*self._optimizers, *optimizers):
+        for optimizer in dict.fromkeys((*self._optimizers, *optimizers)):
+            _check_optimizer(optimizer, self.resolved)
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 if id(parameter) in taken and id(parameter) in names:
                     raise FreezekitError(
@@ -235,7 +252,7 @@ class AppliedPlan:
                         "param_groups(pattern) of its own"
                     )
                 taken.add(id(parameter))
-        self._optimizers.extend(optimizers)
+        self._optimizers = list(dict.fromkeys((*self._optimizers, *optimizers)))
 
     def lrs(self) -> dict[str, float]:
         """Returns the learning rate of each group of the attached optimizers, by group name.
@@ -244,33 +261,29 @@ class AppliedPlan:
             FreezekitError: the plan was released.
         """
         self._check_live()
+        groups = [group for each in self._optimizers for group in each.param_groups]
         return {
             group.get("name", f"group {number}"): float(group["lr"])
-            for optimizer in self._optimizers
-            for number, group in enumerate(optimizer.param_groups)
+            for number, group in enumerate(groups)
         }
 
     def release(self) -> None:
         """Gives the model back as it was: flags, modes, no trace of the plan. May be repeated.
 
-        Gradients that freezing cleared stay cleared.
-
-        Raises:
-            FreezekitError: a parameter is gone from the model.
+        Gradients that freezing cleared stay cleared. What is gone from the model meanwhile is
+        passed over.
         """
         if self._released:
             return
         tree = self.resolved._tree
         ruled = [any(d.decided for d in outcome.decisions) for outcome in self.resolved._outcomes]
-        flags = [
-            (self._parameter(row), tree.flags[row])
-            for row, outcome in enumerate(self.resolved._outcome_ids)
-            if ruled[outcome]
-        ]
-        for parameter, flag in flags:
-            parameter.requires_grad = flag
+        for row, outcome in enumerate(self.resolved._outcome_ids):
+            parameter = self._find(row)
+            if ruled[outcome] and parameter is not None:
+                parameter.requires_grad = tree.flags[row]
         self._let_go(range(len(self._modules)), restore=True)
-        del self._modules[0].__dict__[MARK]
+        for module in self._modules:
+            module.__dict__.pop(MARK, None)
         self._optimizers.clear()
         self._released = True
 
@@ -292,10 +305,14 @@ class AppliedPlan:
     def _start(self) -> None:
         """Marks the model and carries out the first phase. Everything was checked."""
         tree, resolved = self.resolved._tree, self.resolved
-        self._let_go(range(len(self._modules)), restore=False)
+        self._let_go(range(len(self._modules)), restore=True)
+        self._modes = [module.training for module in self._modules]
+        flags: dict[int, dict[str, bool]] = {0: {}}
         for row, flag in enumerate(tree.flags):
             self._parameter(row).requires_grad = flag
-        self._modules[0].__dict__[MARK] = Mark(dict(zip(tree.names, tree.flags, strict=True)))
+            flags.setdefault(tree.owners[row], {})[self._leaf(row)] = flag
+        for owner, known in flags.items():
+            self._modules[owner].__dict__[MARK] = Mark(known, inner=owner > 0)
         decisions = [outcome.decisions[0] for outcome in resolved._outcomes]
         rows = [*enumerate(decisions[each] for each in resolved._outcome_ids)]
         held, kept = resolved._held(0)
@@ -328,6 +345,8 @@ class AppliedPlan:
     def _carry_out(self, change: _Change) -> None:
         closing = [self._parameter(row) for row in change.freeze]
         opening = [self._parameter(row) for row in change.unfreeze]
+        for row in (*change.freeze, *change.unfreeze):
+            _check_writable(self.resolved._tree.names[row], self._parameter(row))
         for parameter in closing:
             parameter.requires_grad = False
             parameter.grad = None
@@ -343,7 +362,7 @@ class AppliedPlan:
             module = self._modules[row]
             hold = module.__dict__.get("train")
             if not isinstance(hold, Hold):
-                hold = Hold(module, train)
+                hold = Hold(module, train, self._modes[row])
             hold.mode = train
             if train and hold.dropout is None:
                 hold.dropout = module.__dict__["dropout"]
@@ -358,33 +377,59 @@ class AppliedPlan:
         """Takes holds away, parents first.
 
         A module takes its parent's mode, or, to `restore`, the mode it had before if nobody
-        switched since.
+        switched since. Below a class with a `train` of its own, that one decides.
         """
-        parents = self.resolved._tree.parents
+        holds: dict[int, Hold] = {}
         for row in rows:
-            module = self._modules[row]
-            hold = module.__dict__.get("train")
+            hold = self._modules[row].__dict__.get("train")
             if isinstance(hold, Hold):
-                del module.__dict__["train"]
-                if hold.dropout is not None:
-                    module.__dict__["dropout"] = hold.dropout
-                mode = hold.before if hold.asked is None else hold.asked
-                if parents[row] >= 0 and not (restore and hold.asked is None):
-                    mode = self._modules[parents[row]].training
-                _set_mode(module, mode)
+                holds[row] = hold
+                hold.remove()
+        parents, settled = self.resolved._tree.parents, set[int]()
+        for row, hold in holds.items():
+            kept = hold.replaced is not None or (restore and hold.asked is None)
+            if kept or parents[row] < 0:
+                mode = hold.before if kept or hold.asked is None else hold.asked
+            elif parents[row] in settled:
+                settled.add(row)
+                continue
+            else:
+                mode = self._modules[parents[row]].training
+            _set_mode(hold.module, mode)
+            if not kept and _has_own_train(hold.module):
+                settled.add(row)
+
+    def _find(self, row: int) -> torch.nn.Parameter | None:
+        """Finds a parameter by module and name: the object may have been replaced."""
+        return self._modules[self.resolved._tree.owners[row]]._parameters.get(self._leaf(row))
+
+    def _leaf(self, row: int) -> str:
+        tree = self.resolved._tree
+        return tree.names[row][len(tree.prefixes[tree.owners[row]]) :]
 
     def _parameter(self, row: int) -> torch.nn.Parameter:
-        """Finds a parameter by module and name: the object may have been replaced."""
-        tree = self.resolved._tree
-        name, owner = tree.names[row], tree.owners[row]
-        leaf = name[len(tree.prefixes[owner]) :]
-        parameter = self._modules[owner]._parameters.get(leaf)
+        parameter = self._find(row)
         if parameter is None:
             raise FreezekitError(
-                f"{name!r} is gone from the model since the plan was applied; apply the plan after "
-                "changing the model's modules"
+                f"{self.resolved._tree.names[row]!r} is gone from the model since the plan was "
+                "applied; release the plan and apply it again"
             )
         return parameter
+
+    def _check_whole(self) -> None:
+        """Raises if a module was replaced since the plan was applied."""
+        tree = self.resolved._tree
+        for row, parent in enumerate(tree.parents):
+            if parent >= 0:
+                leaf = tree.prefixes[row][len(tree.prefixes[parent]) : -1]
+                child = self._modules[parent]._modules.get(leaf)
+                if child is not self._modules[row] and (
+                    child is None or unwrap(child) is not self._modules[row]
+                ):
+                    raise FreezekitError(
+                        f"{tree.prefixes[row][:-1]!r} was replaced since the plan was applied; "
+                        "release the plan and apply it again"
+                    )
 
     def _selected(self, pattern: str) -> Sequence[int]:
         """Returns the rows that a pattern selects."""
@@ -421,70 +466,93 @@ def apply(
     _check_trains(resolved)
     _check_carried_out(resolved)
     applied = AppliedPlan(resolved, walked)
-    _check_writable(resolved, applied)
-    applied._start()
+    for row, name in enumerate(resolved._tree.names):
+        _check_writable(name, applied._parameter(row))
+    try:
+        applied._start()
+    except BaseException:
+        applied.release()
+        raise
     return applied
+
+
+def _has_own_train(module: torch.nn.Module) -> bool:
+    return type(module).train is not torch.nn.Module.train
 
 
 def _set_mode(module: torch.nn.Module, mode: bool) -> None:
     """Sets the mode of one module; a `train` of its class's own is asked to do it."""
-    if type(module).train is torch.nn.Module.train:
-        module.training = mode
-    else:
+    if _has_own_train(module):
         type(module).train(module, mode)
+    else:
+        module.training = mode
 
 
 def _check_free(walked: Walk) -> None:
     for prefix, module in zip(walked.tree.prefixes, walked.modules, strict=True):
-        mark, hold = module.__dict__.get(MARK), module.__dict__.get("train")
+        mark = module.__dict__.get(MARK)
         if isinstance(mark, Mark) and mark.live:
-            where = f"{prefix[:-1]!r} in this model" if prefix else "this model"
+            here = repr(prefix[:-1]) if prefix else "this model"
+            if mark.inner:
+                problem = f"{here} belongs to a larger model that a plan is applied to"
+            else:
+                problem = f"a plan is applied to {here} already"
             raise FreezekitError(
-                f"a plan is applied to {where} already; release first: call release() on the "
-                "handle that apply returned"
-            )
-        if isinstance(hold, Hold) and hold.live:
-            raise FreezekitError(
-                f"{prefix[:-1] or 'this model'!r} belongs to a larger model that a plan is applied "
-                "to; release first: call release() on the handle that apply returned"
+                f"{problem}; release first: call release() on the handle that apply returned"
             )
 
 
 def _check_trains(resolved: ResolvedPlan) -> None:
     if resolved.plan.allow_all_frozen:
         return
+    if not resolved.rows:
+        raise PlanError("the model has no parameters; say FreezePlan(allow_all_frozen=True)")
     for phase in resolved.phases:
-        if not phase.trainable:
+        if not phase.trainable and not resolved._cascade.time.is_over(phase.start):
+            when = f" in the phase '{phase}'" if len(resolved.phases) > 1 else ""
             raise PlanError(
-                f"nothing is trainable in {phase}: all {len(resolved.rows)} parameters are frozen; "
+                f"nothing is trainable{when}: all {len(resolved.rows)} parameters are frozen; "
                 "unfreeze some, or say FreezePlan(allow_all_frozen=True)"
             )
 
 
 def _check_carried_out(resolved: ResolvedPlan) -> None:
     """Refuses what this release resolves and shows but does not carry out."""
-    for row in resolved.rows:
-        live = [each for each in row.decisions if each.trainable]
-        later = {each._replace(decided=True, frozen_mode=None) for each in live}
-        what = (
-            "rows=..." if any(each.rows for each in row.decisions)
-            else "warmup_steps" if any(each.warmup_steps for each in live)
-            else "a learning rate, weight decay or option that changes later" if len(later) > 1
-            else None
-        )  # fmt: skip
-        if what:
-            raise FreezekitError(
-                f"{row.name!r}: {what} is resolved and shown by this release but not carried out; "
-                "leave it out of the plan to apply it"
-            )
+    for number, outcome in enumerate(resolved._outcomes):
+        seen = [each for each in (d.optimized() for d in outcome.decisions) if each is not None]
+        if any(each.rows for each in outcome.decisions):
+            what = "rows=..."
+        elif any(each.warmup_steps for each in seen):
+            what = "warmup_steps"
+        elif len(set(seen)) > 1:
+            what = "a learning rate, weight decay or option that changes during training"
+        else:
+            continue
+        name = resolved._tree.names[resolved._outcome_ids.index(number)]
+        raise FreezekitError(
+            f"{name!r}: {what} is resolved and shown by this release but not carried out; leave it "
+            "out of the plan to apply it"
+        )
 
 
-def _check_writable(resolved: ResolvedPlan, applied: AppliedPlan) -> None:
-    for row, name in enumerate(resolved._tree.names):
-        parameter = applied._parameter(row)
-        if not parameter.is_leaf or parameter.is_inference():
-            kind = "an inference tensor" if parameter.is_inference() else "not a leaf tensor"
-            raise FreezekitError(
-                f"{name!r} is {kind}, so torch cannot change whether it trains; rebuild it as a "
-                "torch.nn.Parameter outside torch.inference_mode()"
-            )
+def _check_writable(name: str, parameter: torch.nn.Parameter) -> None:
+    if is_lazy(parameter) or (parameter.is_leaf and not parameter.is_inference()):
+        return
+    kind = "not a leaf tensor" if parameter.is_inference() is False else "an inference tensor"
+    raise FreezekitError(
+        f"{name!r} is {kind}, so torch cannot change whether it trains; rebuild it as a "
+        "torch.nn.Parameter outside torch.inference_mode()"
+    )
+
+
+def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
+    """Raises for what is no optimizer, cannot leave frozen parameters alone, or lacks an option."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise FreezekitError(f"attach takes optimizers, got {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise FreezekitError(_LBFGS)
+    for outcome in resolved._outcomes:
+        for key in (key for decision in outcome.decisions for key, _ in decision.options):
+            if key not in optimizer.defaults:
+                known = did_you_mean(key, optimizer.defaults)
+                raise FreezekitError(f"{type(optimizer).__name__} has no option {key!r}{known}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ._glob import AnyDepth, Index, Item, Name, Pattern, TypeIs, matcher, runs_of
+from ._glob import AnyDepth, Index, Item, Name, Pattern, TypeIs, is_number, matcher, runs_of
 from .errors import PatternError
 
 Reached = tuple[int, ...]
@@ -164,7 +164,7 @@ class Automaton:
         Raises:
             PatternError: an index reaches children that are numbered with gaps.
         """
-        numbers = sorted({int(name) for name in names if _is_number(name)})
+        numbers = sorted({int(name) for name in names if is_number(name)})
         reached: dict[str, Reached] = {}
         for position, index in state.indices:
             chosen = index.chosen(len(numbers))
@@ -256,7 +256,3 @@ class Automaton:
             f"{index.text} counts children by position, and those of {path or 'the model'!r} are "
             f"numbered with gaps: {', '.join(map(str, numbers))}; name them instead, as in {runs}"
         )
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")

@@ -43,6 +43,10 @@ class Decision(NamedTuple):
     frozen_mode: str | None = None
     rows: str | None = None
 
+    def optimized(self) -> Decision | None:
+        """Returns what an optimizer sees of it; None: frozen."""
+        return self._replace(decided=True, frozen_mode=None) if self.trainable else None
+
 
 class Outcome(NamedTuple):
     """What the plan means for all parameters that the same rules select.
@@ -98,23 +102,27 @@ class Cascade:
     ) -> Outcome:
         """Returns the outcome of a parameter that further names reach too.
 
-        A property decided through the canonical name stands; one decided only through others
-        counts.
+        Rules that reach the canonical name decide through it. One that reaches only others counts
+        for a property that nothing decides through the canonical name.
 
         Raises:
-            PlanError: two names decide a property differently.
+            PlanError: two names decide a property differently, or a rule takes one of them away.
         """
+        name, matched = tree.names[row], self._accepts[tree.accepts[row]]
         merged = []
         for stretch, history in enumerate(own.histories):
-            names = dict.fromkeys(history, tree.names[row])
+            names = dict.fromkeys(history, name)
             whole = dict(history)
             for alias, outcome in others:
+                self._check_kept(history, name, alias)
                 for key, numbers in outcome.histories[stretch].items():
+                    if self._selects(numbers[-1], matched) is not None:
+                        continue
                     if key not in whole:
                         whole[key], names[key] = numbers, alias.name
-                    elif self._value(key, numbers) != self._value(key, whole[key]):
+                    elif self.value(key, numbers) != self.value(key, whole[key]):
                         first, second = (names[key], whole[key][-1]), (alias.name, numbers[-1])
-                        raise PlanError(self._conflict(key, tree.names[row], first, second))
+                        raise PlanError(self._conflict(key, name, first, second))
             merged.append(whole)
         return self._decided(merged, traits)
 
@@ -128,17 +136,28 @@ class Cascade:
                 for key, numbers in outcome.histories[stretch].items():
                     matters = decision.trainable != (key == "frozen_mode")
                     if key == "trainable":
-                        matters = self._value(key, numbers)[0] == decision.trainable
+                        matters = self.value(key, numbers)[0] == decision.trainable
                     if matters:
                         found.add(numbers[-1])
         return found
 
-    def _selects(self, number: int, matched: frozenset[int]) -> bool:
-        selected = False
+    def _selects(self, number: int, matched: frozenset[int]) -> bool | None:
+        """Returns whether a rule selects, takes away (False) or does not reach (None)."""
+        selected = None
         for identifier, negated in self._patterns[number]:
             if identifier in matched:
                 selected = not negated
         return selected
+
+    def _check_kept(self, history: History, name: str, alias: Alias) -> None:
+        """Raises where the rule that decides through one name takes the other away."""
+        for numbers in history.values():
+            if self._selects(numbers[-1], self._accepts[alias.accept]) is False:
+                raise PlanError(
+                    f"{self.label(numbers[-1])}: it selects {name!r} and takes away "
+                    f"{alias.name!r}, but the two name one tied tensor; take {name!r} away as "
+                    "well, or untie them"
+                )
 
     def _history(self, selected: Sequence[int], active: frozenset[int]) -> History:
         history: dict[str, tuple[int, ...]] = {}
@@ -148,14 +167,15 @@ class Cascade:
                     history[key] = (*history.get(key, ()), number)
         return history
 
-    def _value(self, key: str, numbers: Sequence[int]) -> Any:  # noqa: ANN401
+    def value(self, key: str, numbers: Sequence[int]) -> Any:  # noqa: ANN401
+        """Returns what the last of several rules sets a property to."""
         return self._settings[numbers[-1]][key]
 
     def _decided(self, histories: Sequence[History], traits: int) -> Outcome:
         return Outcome(tuple(histories), tuple(self._decide(each, traits) for each in histories))
 
     def _decide(self, history: History, traits: int) -> Decision:
-        said = {key: self._value(key, numbers) for key, numbers in history.items()}
+        said = {key: self.value(key, numbers) for key, numbers in history.items()}
         trainable, rows = said.get("trainable", (bool(traits & FLAG), None))
         unit, rate = said.get("lr", (None, None))
         return Decision(

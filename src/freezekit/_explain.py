@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ._cascade import Cascade, Decision, History
+from ._suggest import counted
 from .errors import PlanError
 
 if TYPE_CHECKING:
     from ._resolved import ResolvedPlan
-
-_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Explanation:
 
     def _because(self, reason: Reason) -> str:
         if reason.rule is None:
-            return "no rule says; its own flag"
+            return "no rule says; its own flag or dtype"
         text = f"rule {reason.rule}, {self.rules[reason.rule - 1]}"
         if reason.overridden:
             lost = ", ".join(f"rule {n}, {self.rules[n - 1]}" for n in reason.overridden)
@@ -136,10 +135,10 @@ class PlanDiff:
         for (start, key, before, after), names in groups.items():
             when = f"from {self.unit} {start}: " if self.unit else ""
             values = f"{before} in both" if before == after else f"{before} -> {after}"
-            lines.append(f"{when}{key}: {values} for {_counted(names)}")
+            lines.append(f"{when}{key}: {values} for {counted(names, 'parameter')}")
         for only, where in ((self.only_before, "first"), (self.only_after, "other")):
             if only:
-                lines.append(f"only in the {where} model: {_counted(only)}")
+                lines.append(f"only in the {where} model: {counted(only, 'parameter')}")
         return "\n".join(lines)
 
 
@@ -164,6 +163,10 @@ def explain(resolved: ResolvedPlan, name: str) -> Explanation:
 
 def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
     """Returns where two resolved plans differ; see `ResolvedPlan.diff`."""
+    if not isinstance(theirs, type(ours)):
+        raise PlanError(
+            f"diff compares resolved plans, got {type(theirs).__name__}; resolve it first"
+        )
     units = {phase.unit for plan in (ours, theirs) for phase in plan.phases} - {None}
     if len(units) > 1:
         raise PlanError(
@@ -186,8 +189,9 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
                     values = now.get(key) or (_said(pair[0], key), _said(pair[1], key))
                     changes.append(Change(name, key, start, *values))
             last[name] = now
+    known_here = set(mine)
     gone = tuple(name for name in mine if name not in other)
-    new = tuple(name for name in theirs._tree.names if name not in set(mine))
+    new = tuple(name for name in theirs._tree.names if name not in known_here)
     return PlanDiff(tuple(changes), gone, new, next(iter(units), None))
 
 
@@ -224,11 +228,7 @@ def _reasons(
     for key, value in _values(decision):
         source = f"options.{key}" if key in options else sources.get(key, key)
         numbers = [number + 1 for number in history.get(source, ())]
+        if key == "trainable" and numbers and cascade.value(key, history[key])[0] != value:
+            numbers = []
         rule = numbers[-1] if numbers else None
         yield Reason(phase, key, value, rule, tuple(numbers[:-1]))
-
-
-def _counted(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    noun = "parameter" if len(names) == 1 else "parameters"
-    return f"{len(names)} {noun}: {', '.join(names[:_LISTED])}{more}"

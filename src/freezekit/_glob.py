@@ -19,6 +19,8 @@ _INDEX = re.compile(r"-?[0-9]+")
 _SLICE = re.compile(r"(-?[0-9]+)?:(-?[0-9]+)?(?::(-?[0-9]+)?)?")
 _BRACES = re.compile(r"\{[^{}]*\}")
 _MAX_RANGE = 10_000
+_MAX_DIGITS = 18
+_GENERATED = ("Parametrized", "FSDP")
 
 Piece = str | tuple[str, ...]
 """Literal text, or the alternatives of one pair of braces."""
@@ -63,7 +65,7 @@ class TypeIs:
         """Returns whether a base of `cls` has a literal name, or its own name matches a glob."""
         if self.literals and any(base.__name__ in self.literals for base in cls.__mro__):
             return True
-        return any(matcher(glob)(cls.__name__) for glob in self.globs)
+        return any(matcher(glob)(class_name(cls)) for glob in self.globs)
 
 
 Item = Name | AnyDepth | Index | TypeIs
@@ -128,6 +130,8 @@ def parse(text: str) -> Pattern:
     Raises:
         PatternError: the text is not a pattern; the message quotes it and offers a spelling.
     """
+    if not isinstance(text, str):
+        raise PatternError(f"a pattern is text, got {text!r}")
     body = text.removeprefix("!")
     negated = body != text
     try:
@@ -141,6 +145,19 @@ def parse(text: str) -> Pattern:
     except PatternError as error:
         raise PatternError(f"pattern {text!r}: {error}") from None
     return Pattern(text, negated, segments)
+
+
+def class_name(cls: type) -> str:
+    """Returns the name of a class, without the prefix of a subclass that torch has generated.
+
+    `torch.nn.utils.parametrize` makes a `ParametrizedLinear` of a `Linear`, `fully_shard` an
+    `FSDPLinear`.
+    """
+    for prefix in _GENERATED:
+        name = cls.__name__.removeprefix(prefix)
+        if name != cls.__name__ and any(base.__name__ == name for base in cls.__mro__):
+            return name
+    return cls.__name__
 
 
 @lru_cache(maxsize=4096)
@@ -164,6 +181,11 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def is_number(name: str) -> bool:
+    """Returns whether a child is numbered: ASCII digits without leading zeros."""
+    return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")
+
+
 def _narrowed(pieces: tuple[Piece, ...]) -> list[tuple[str, tuple[Piece, ...]]]:
     """Returns each of several alternatives with the pieces narrowed to it alone."""
     return [
@@ -185,7 +207,7 @@ def _texts(pieces: Sequence[Piece]) -> tuple[frozenset[str], tuple[str, ...]]:
 def _compile_regex(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise PatternError(f"not a regular expression: {error}") from None
 
 
@@ -243,6 +265,8 @@ def _indices(text: str, before: str) -> tuple[Index, ...]:
 
 
 def _position(content: str, before: str) -> int | slice:
+    if len(content) > _MAX_DIGITS and not content.strip("-:0123456789"):
+        raise PatternError(f"[{content[:_MAX_DIGITS]}...] counts too far")
     if _INDEX.fullmatch(content):
         return int(content)
     numbers = _SLICE.fullmatch(content)
@@ -293,6 +317,8 @@ def _pieces(text: str) -> tuple[Piece, ...]:
 
 def _alternatives(content: str) -> tuple[str, ...]:
     numbers = _RANGE.fullmatch(content)
+    if numbers is None and _RANGE_LIKE.fullmatch(content):
+        raise PatternError(f"{{{content}}} is no range; write {{0..11}}, without leading zeros")
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
         if first > last:

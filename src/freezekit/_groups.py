@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 from ._cascade import Decision
@@ -44,11 +45,13 @@ class GroupRule(NamedTuple):
         return keys | ({} if decay is None else {"weight_decay": decay}) | dict(self.options)
 
 
-def group_rules(resolved: ResolvedPlan, rows: Iterable[int]) -> list[GroupRule]:
+def group_rules(
+    resolved: ResolvedPlan, rows: Iterable[int], taken: Iterable[str] = ()
+) -> list[GroupRule]:
     """Returns the groups for the parameters among `rows` that ever train.
 
     Parameters share a group when the plan treats them alike in every phase in which they train.
-    The values are those of the first such phase.
+    The values are those of the first such phase. No group is named as one of the `taken`.
     """
     members: dict[object, list[int]] = {}
     firsts: dict[object, Decision] = {}
@@ -63,7 +66,8 @@ def group_rules(resolved: ResolvedPlan, rows: Iterable[int]) -> list[GroupRule]:
             _label([resolved._tree.names[row] for row in group])
             + ("/no_decay" if firsts[key].weight_decay == 0 else "")
             for key, group in members.items()
-        ]
+        ],
+        taken,
     )
     return [
         GroupRule(
@@ -75,10 +79,7 @@ def group_rules(resolved: ResolvedPlan, rows: Iterable[int]) -> list[GroupRule]:
 
 def _trajectory(decisions: Sequence[Decision]) -> tuple[Decision | None, ...]:
     """Returns what an optimizer sees of a parameter, phase by phase; None: frozen."""
-    return tuple(
-        each._replace(decided=True, frozen_mode=None) if each.trainable else None
-        for each in decisions
-    )
+    return tuple(each.optimized() for each in decisions)
 
 
 def _label(names: Sequence[str]) -> str:
@@ -104,16 +105,13 @@ def _label(names: Sequence[str]) -> str:
     return "+".join(parts[:_SPELLED]) + more
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """Returns the names with a number behind every repeated one."""
-    seen: dict[str, int] = {}
-    taken = set(names)
+def _unique(names: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """Returns the names with a number behind every one that is there already."""
+    used = set(taken)
     found = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique = name
-        while seen[name] > 1 and (unique := f"{name}-{seen[name]}") in taken:
-            seen[name] += 1
-        taken.add(unique)
+        numbered = (f"{name}-{number}" for number in count(2))
+        unique = next(each for each in chain([name], numbered) if each not in used)
+        used.add(unique)
         found.append(unique)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -63,23 +63,53 @@ class ModuleRow:
 
 
 def held_modules(
-    tree: Tree, parameters: Sequence[Fate], buffers: dict[int, Fate]
+    tree: Tree, parameters: Sequence[Fate], buffers: Mapping[int, Fate]
 ) -> tuple[list[bool], set[int]]:
     """Returns which modules are held in eval, and which held RNNs must stay in train mode.
 
     A module with parameters at or below it is held when all of them are frozen, one at least by
     a rule; a module with buffers and no parameter, when the last rule on its path freezes it;
-    others with their parent. Only whole subtrees are held. An RNN with a trainable parameter
-    before it keeps train mode, which cuDNN needs for its backward pass.
+    others with their parent, with all of them where they are shared. Only whole subtrees are held.
+    An RNN with a trainable parameter before it keeps train mode, which cuDNN needs for its
+    backward pass.
 
     Args:
         tree: the model's structure.
         parameters: the fate of each parameter.
         buffers: the fate of each module with buffers of its own, by row.
     """
+    has, decided, open_ = _gather(tree, parameters, buffers)
+    places: dict[int, list[int]] = {}
+    for above, row in tree.shared:
+        places.setdefault(row, [tree.parents[row]]).append(above)
+    while True:
+        own = [
+            (has[row] or row in buffers) and decided[row] and not open_[row]
+            for row in range(len(has))
+        ]
+        held = own.copy()
+        for row, parent in enumerate(tree.parents):
+            held[row] |= parent >= 0 and held[parent]
+        torn = [
+            place
+            for row, around in places.items()
+            if not own[row] and not all(held[place] for place in around)
+            for place in around
+            if held[place]
+        ]
+        if not torn:
+            return held, _kept_in_train(tree, parameters, held)
+        for row in torn:
+            while row >= 0:
+                open_[row], row = True, tree.parents[row]
+
+
+def _gather(
+    tree: Tree, parameters: Sequence[Fate], buffers: Mapping[int, Fate]
+) -> tuple[list[bool], list[bool], list[bool]]:
+    """Returns what stands at or below each module: parameters, a freeze, what forbids a hold."""
     count = len(tree.prefixes)
-    has, decided = [False] * count, [False] * count
-    open_ = [False] * count
+    has, decided, open_ = [False] * count, [False] * count, [False] * count
     standing = [*zip(tree.owners, range(len(tree.names)), strict=True)]
     standing += [(alias.owner, alias.row) for alias in tree.aliases]
     for owner, row in standing:
@@ -90,19 +120,13 @@ def held_modules(
     for row in range(count - 1, -1, -1):
         if row in buffers and not has[row]:
             decided[row] = buffers[row].decided
-            open_[row] |= not buffers[row].decided or buffers[row].leave
+            open_[row] |= buffers[row].trains or buffers[row].leave
         parent = tree.parents[row]
         if parent >= 0:
             has[parent] |= has[row]
             decided[parent] |= has[row] and decided[row]
             open_[parent] |= open_[row]
-    held = [False] * count
-    for row, parent in enumerate(tree.parents):
-        if parent >= 0 and held[parent]:
-            held[row] = True
-        elif has[row] or row in buffers:
-            held[row] = decided[row] and not open_[row]
-    return held, _kept_in_train(tree, parameters, held)
+    return has, decided, open_
 
 
 def _kept_in_train(tree: Tree, parameters: Sequence[Fate], held: Sequence[bool]) -> set[int]:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._automaton import Automaton, Reached, State
+from ._glob import class_name
 
 _WRAPPERS = {
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
@@ -71,6 +72,7 @@ class Tree:
         aliases: further names of tied parameters and of what shared modules hold.
         spelled: names that spell parametrized tensors, with the rows' name prefix.
         shared_accepts: accept ids met under second names of shared modules with buffers.
+        shared: for each further place of a shared module, the row above and its own.
     """
 
     names: list[str] = field(default_factory=list)
@@ -88,6 +90,7 @@ class Tree:
     aliases: list[Alias] = field(default_factory=list)
     spelled: dict[str, str] = field(default_factory=dict)
     shared_accepts: set[int] = field(default_factory=set)
+    shared: list[tuple[int, int]] = field(default_factory=list)
 
     def hits(self) -> set[int]:
         """Returns the accept ids of all that a pattern can select."""
@@ -191,8 +194,11 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
     _read_modules(tree, modules)
     _read_parameters(tree, parameters, automaton)
     rows = {id(parameter): row for row, parameter in enumerate(parameters)} if shared else {}
+    if shared:
+        module_rows = {id(module): row for row, module in enumerate(modules)}
+        tree.shared = [(each.owner, module_rows[id(each.module)]) for each in shared]
     for second in shared:
-        _alias(tree, automaton, second, rows, frozenset())
+        _alias(tree, automaton, second, rows, {}, frozenset(), set())
     return Walk(tree, modules)
 
 
@@ -206,6 +212,7 @@ class _Shared(NamedTuple):
 
 
 _NOTHING: dict[str, Reached] = {}
+_MANY_ALIASES = 1_000
 
 
 def _reached(
@@ -241,7 +248,7 @@ def _spell(
 
 def _read_modules(tree: Tree, modules: list[torch.nn.Module]) -> None:
     classes = [type(module) for module in modules]
-    tree.class_names = [cls.__name__ for cls in classes]
+    tree.class_names = [class_name(cls) for cls in classes]
     recurrent = {cls for cls in set(classes) if issubclass(cls, torch.nn.RNNBase)}
     if recurrent:
         tree.recurrent = [row for row, cls in enumerate(classes) if cls in recurrent]
@@ -284,12 +291,21 @@ def _alias(
     automaton: Automaton,
     second: _Shared,
     rows: dict[int, int],
+    spelled: dict[int, int],
     above: frozenset[int],
+    done: set[tuple[int, int]],
 ) -> None:
-    """Notes the further names of everything below a module that has a row already."""
+    """Notes the further names of everything below a module that has a row already.
+
+    Modules that share each other have exponentially many names; past a bound, a place where the
+    patterns stand as they did before is not entered again.
+    """
     module, prefix, owner, state = second
-    if id(module) in above:
+    place = (id(module), id(state))
+    crowded = len(tree.aliases) > _MANY_ALIASES + 10 * len(tree.names) or len(done) > _MANY_ALIASES
+    if id(module) in above or (crowded and place in done):
         return
+    done.add(place)
     if _has_buffers(module):
         tree.shared_accepts.add(state.accept)
     reached = _reached(automaton, module, prefix, state) if state.indices else _NOTHING
@@ -298,12 +314,16 @@ def _alias(
             accept = automaton.parameter(state, name, reached.get(name, ()))
             accept = automaton.with_regexes(accept, prefix + name)
             tree.aliases.append(Alias(prefix + name, rows[id(parameter)], accept, owner))
+    if is_parametrized(module):
+        spelled = spelled | _spell(automaton, module, prefix, state, reached, tree)
     for name, child in module._modules.items():
         if child is not None:
             inner = unwrap(child)
             step = automaton.child(state, name, type(inner), reached.get(name, ()))
+            if id(inner) in spelled:
+                step = automaton.covered(step, spelled[id(inner)])
             below = _Shared(inner, f"{prefix}{name}.", owner, step)
-            _alias(tree, automaton, below, rows, above | {id(module)})
+            _alias(tree, automaton, below, rows, spelled, above | {id(module)}, done)
 
 
 def _has_buffers(module: torch.nn.Module) -> bool:

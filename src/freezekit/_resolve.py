@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ._automaton import Automaton
 from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
-from ._names import Tree, Walk, unwrap, walk
+from ._names import Tree, Walk, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
 from ._rules import parse_rows
-from ._suggest import Node, no_match
+from ._suggest import Node, counted, no_match
 from ._timeline import timeline
 from .errors import PlanError
 
 MARK = "_freezekit"
-"""Where an applied model keeps the flags it had before, in its own `__dict__`."""
+"""Where the modules of an applied model keep the flags they had before: in their `__dict__`."""
 
 
 def resolve(
@@ -40,6 +40,8 @@ def bind(
     total_steps: int | None,
 ) -> tuple[ResolvedPlan, Walk]:
     """Returns what the plan means, with the walk that knows the modules."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PlanError("the model is scripted, which fixes what trains; apply the plan before")
     if not isinstance(model, torch.nn.Module):
         raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
     time = timeline(
@@ -53,10 +55,7 @@ def bind(
     tree = walked.tree
     required = [not rule.missing_ok for rule in plan.rules for _ in rule.patterns]
     check_matches(automaton, walked, required)
-    mark = unwrap(model).__dict__.get(MARK)
-    if mark is not None:
-        pairs = zip(tree.names, tree.flags, strict=True)
-        tree.flags = [mark.flags.get(name, flag) for name, flag in pairs]
+    _recall_flags(walked)
     cascade = Cascade(plan.rules, automaton, time)
     traits = _traits(plan, tree)
     keys = [accept * 8 + trait for accept, trait in zip(tree.accepts, traits, strict=True)]
@@ -66,9 +65,25 @@ def bind(
     outcome_ids = [ids[key] for key in keys]
     _tie(cascade, tree, traits, outcomes, outcome_ids)
     buffer_ids = {row: ids[key] for row, key in zip(tree.buffered, buffer_keys, strict=True)}
+    if tree.aliases:
+        outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
     warnings = (*_idle(cascade, outcomes), *_fixed(cascade, tree, traits, outcomes, outcome_ids))
     return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
+
+
+def _recall_flags(walked: Walk) -> None:
+    """Puts the flags that applied modules had before in place of those they have now."""
+    marks = {
+        row: module.__dict__[MARK].flags
+        for row, module in enumerate(walked.modules)
+        if MARK in module.__dict__
+    }
+    if marks:
+        tree = walked.tree
+        for row, owner in enumerate(tree.owners):
+            leaf = tree.names[row][len(tree.prefixes[owner]) :]
+            tree.flags[row] = marks.get(owner, {}).get(leaf, tree.flags[row])
 
 
 def check_matches(automaton: Automaton, walked: Walk, required: Sequence[bool]) -> None:
@@ -79,12 +94,14 @@ def check_matches(automaton: Automaton, walked: Walk, required: Sequence[bool]) 
         walked: a walk with that automaton.
         required: for each pattern, whether it must select something.
     """
-    matched = frozenset().union(*(automaton.accepts[each] for each in walked.tree.hits()))
+    tree = walked.tree
+    matched = frozenset().union(*(automaton.accepts[each] for each in tree.hits()))
+    met = matched.union(*(automaton.accepts[each] for each in set(tree.module_accepts)))
     for identifier, pattern in enumerate(automaton.patterns):
         if required[identifier] and identifier not in matched:
             raise no_match(automaton.labels[identifier], pattern, None, _nodes(walked))
     for offset, (identifier, option, narrowed) in enumerate(automaton.alternatives):
-        if required[identifier] and offset + len(automaton.patterns) not in matched:
+        if required[identifier] and offset + len(automaton.patterns) not in met:
             raise no_match(automaton.labels[identifier], narrowed, option, _nodes(walked))
 
 
@@ -94,7 +111,7 @@ def _nodes(walked: Walk) -> Node:
     nodes: list[Node] = []
     buffered = set(tree.buffered)
     for row, (prefix, parent) in enumerate(zip(tree.prefixes, tree.parents, strict=True)):
-        bases = tuple(base.__name__ for base in type(walked.modules[row]).__mro__)
+        bases = (tree.class_names[row], *(b.__name__ for b in type(walked.modules[row]).__mro__))
         node = Node(prefix[:-1], bases, {}, row in buffered)
         nodes.append(node)
         if parent >= 0:
@@ -160,6 +177,19 @@ def _tie(
         outcomes.append(cascade.tied(tree, row, own, reached, traits[row]))
 
 
+def _dense(
+    outcomes: Sequence[Outcome], outcome_ids: Sequence[int], buffer_ids: Mapping[int, int]
+) -> tuple[list[Outcome], list[int], dict[int, int]]:
+    """Drops the outcomes that nothing has any more."""
+    used = dict.fromkeys([*outcome_ids, *buffer_ids.values()])
+    ids = {old: new for new, old in enumerate(used)}
+    return (
+        [outcomes[old] for old in used],
+        [ids[old] for old in outcome_ids],
+        {row: ids[old] for row, old in buffer_ids.items()},
+    )
+
+
 def _check_rows(
     cascade: Cascade, tree: Tree, outcomes: Sequence[Outcome], outcome_ids: Sequence[int]
 ) -> None:
@@ -172,6 +202,8 @@ def _check_rows(
             if any(number in history.get("trainable", ()) for history in outcome.histories)
         }  # fmt: skip
         named = [row for row, outcome in enumerate(outcome_ids) if outcome in deciding]
+        if not named and rule.missing_ok:
+            continue
         names = ", ".join(tree.names[row] for row in named[:3]) or "none"
         if len(named) != 1:
             raise PlanError(
@@ -179,6 +211,11 @@ def _check_rows(
                 f"{names}; name the tensor, e.g. '...embeddings.weight'"
             )
         shape = tree.shapes[named[0]]
+        if shape is None:
+            raise PlanError(
+                f"{cascade.label(number)}: {names!r} is lazy and has no rows yet; run one forward "
+                "pass before resolving the plan"
+            )
         count = shape[0] if shape else 0
         if not range(count)[parse_rows(rule.rows)]:
             raise PlanError(
@@ -241,7 +278,7 @@ def _fixed(
                     "cannot train; only floating-point and complex tensors can"
                 )
         sentences.append(
-            f"{cascade.label(number)}: {len(rows)} tensors such as {tree.names[rows[0]]!r} "
-            f"({tree.dtypes[rows[0]]}) cannot train and stay frozen"
+            f"{cascade.label(number)}: what is {tree.dtypes[rows[0]]} cannot train and stays "
+            f"frozen: {counted([tree.names[row] for row in rows], 'parameter')}"
         )
     return sentences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
@@ -13,6 +14,8 @@ from ._cascade import Cascade, Decision, Outcome
 from ._modes import Fate, ModuleRow, held_modules, module_rows
 from ._names import Tree
 from ._plan import FreezePlan
+from ._rules import whole_number
+from ._suggest import counted
 from ._timeline import ClockUnit
 from .errors import PlanError
 
@@ -220,9 +223,8 @@ class ResolvedPlan:
         now = {"epoch": epoch, "step": step}[unit]
         if now is None:
             raise PlanError(f"the plan counts in {unit}s; pass {unit}=...")
-        if isinstance(now, bool) or now != int(now) or now < 0:
-            raise PlanError(f"{unit} must be a whole number >= 0, got {now!r}")
-        return next(phase for phase in reversed(self.phases) if phase.start <= now)
+        starts = [phase.start for phase in self.phases]
+        return self.phases[bisect(starts, whole_number(unit, now, 0)) - 1]
 
     @cached_property
     def unmentioned(self) -> tuple[str, ...]:
@@ -344,10 +346,11 @@ class ResolvedPlan:
         if row is not None:
             return row
         spelled = self._tree.spelled.get(name)
-        if spelled is not None:
-            made = [each for each in self._tree.names if each.startswith(f"{spelled}.")]
-            raise PlanError(f"{name!r} is parametrized; it is made of {', '.join(made)}")
-        close = get_close_matches(name, self._row_of, 3)
+        below = [each for each in self._row_of if each.startswith(f"{spelled or name}.")]
+        if below:
+            what = "is parametrized, made of" if spelled else "is a module; below it stand"
+            raise PlanError(f"{name!r} {what} {counted(below, 'parameter')}; name one of them")
+        close = get_close_matches(str(name), self._row_of, 3)
         offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise PlanError(f"no parameter is named {name!r} among {len(self.rows)}{offer}")
 

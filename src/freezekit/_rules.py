@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -193,6 +194,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{offer} (known: {', '.join(known)})"
 
 
+def whole_number(name: str, value: object, least: int) -> int:
+    """Returns `value` as an int.
+
+    Raises:
+        PlanError: it is not a whole number, or less than `least`.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise PlanError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return number
+
+
 def parse_rows(text: str) -> slice:
     """Returns the slice that a `rows` text such as `"30522:"` spells.
 
@@ -249,13 +265,13 @@ def _check_values(rule: Rule) -> None:
     stop = f"to stop training use freeze({rule.patterns[0]!r}) instead"
     for name in ("lr", "lr_mult"):
         value = getattr(rule, name)
-        if value is not None and not (_is_real(value) and value > 0):
+        if value is not None and not (is_real(value) and value > 0):
             raise PlanError(f"{name} must be a positive finite number, got {value!r}; {stop}")
     decay = rule.weight_decay
-    if decay is not None and not (_is_real(decay) and decay >= 0):
+    if decay is not None and not (is_real(decay) and decay >= 0):
         raise PlanError(f"weight_decay must be a finite number >= 0, got {decay!r}")
-    if rule.warmup_steps is not None and not _is_count(rule.warmup_steps, 1):
-        raise PlanError(f"warmup_steps must be a whole number >= 1, got {rule.warmup_steps!r}")
+    if rule.warmup_steps is not None:
+        whole_number("warmup_steps", rule.warmup_steps, 1)
     if rule.frozen_mode not in (None, "eval", "train"):
         raise PlanError(f"frozen_mode must be 'eval' or 'train', got {rule.frozen_mode!r}")
     if rule.rows is not None:
@@ -263,10 +279,10 @@ def _check_values(rule: Rule) -> None:
     for edge in ("at", "until"):
         for unit in ("epoch", "step"):
             value = getattr(rule, f"{edge}_{unit}")
-            if value is not None and not _is_count(value, 0):
-                raise PlanError(f"{edge}_{unit} must be a whole number >= 0, got {value!r}")
+            if value is not None:
+                whole_number(f"{edge}_{unit}", value, 0)
         value = getattr(rule, f"{edge}_fraction")
-        if value is not None and not (_is_real(value) and 0 <= value <= 1):
+        if value is not None and not (is_real(value) and 0 <= value <= 1):
             raise PlanError(f"{edge}_fraction must lie between 0 and 1, got {value!r}")
     if not isinstance(rule.missing_ok, bool):
         raise PlanError(f"missing_ok must be true or false, got {rule.missing_ok!r}")
@@ -303,9 +319,8 @@ def _checked_metric(metric: dict[str, Any]) -> Pairs:
         raise PlanError("at_metric needs 'monitor', the name of a metric, e.g. 'val_loss'")
     if mode not in ("min", "max"):
         raise PlanError(f"at_metric: mode must be 'min' or 'max', got {mode!r}")
-    if not _is_count(patience, 0):
-        raise PlanError(f"at_metric: patience must be a whole number >= 0, got {patience!r}")
-    if not (_is_real(min_delta) and min_delta >= 0):
+    whole_number("at_metric: patience", patience, 0)
+    if not (is_real(min_delta) and min_delta >= 0):
         raise PlanError(f"at_metric: min_delta must be a number >= 0, got {min_delta!r}")
     return tuple(full.items())
 
@@ -341,13 +356,10 @@ def _listed(value: object) -> object:
     return [_listed(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
+    """Returns whether `value` is a finite number."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
         and abs(value) <= sys.float_info.max
     )
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
-from ._glob import AnyDepth, Index, Item, Name, Pattern, TypeIs, matcher, parse, runs_of
+from ._glob import AnyDepth, Index, Item, Name, Pattern, TypeIs, is_number, matcher, parse, runs_of
 from .errors import PatternError
 
 _LISTED = 12
@@ -36,8 +37,11 @@ class Node:
         for child in self.children.values():
             yield from child.below()
 
-    def selects(self) -> bool:
-        """Returns whether something at or below this node can be selected."""
+    def selects(self, *, own: bool = False) -> bool:
+        """Returns whether something at or below this node, or its own, can be selected."""
+        if own:
+            parameters = (child for child in self.children.values() if not child.bases)
+            return self.selectable or any(child.selectable for child in parameters)
         return any(node.selectable for node in self.below())
 
 
@@ -61,9 +65,12 @@ def no_match(label: str, pattern: Pattern, narrowed: str | None, root: Node) -> 
     items = pattern.items()
     at, stopped = _furthest(items, root)
     if at == len(items):
+        own, whole = "", [*items, AnyDepth()]
+        if isinstance(items[-1], TypeIs) and _selects(whole, root):
+            own = f" of its own; with all below it: {spell(whole)!r}"
         return PatternError(
-            f"{head}: it reaches {_listing([_shown(node) for node in stopped])}, which hold "
-            "neither parameters nor buffers"
+            f"{head}: {_listing([_shown(node) for node in stopped])} has neither parameters nor "
+            f"buffers{own}"
         )
     offers = _offers(items, at, stopped, root)
     offered = f"; did you mean {' or '.join(map(repr, offers))}?" if offers else ""
@@ -90,7 +97,7 @@ def _step(item: Item, here: Iterable[Node]) -> list[Node]:
             case TypeIs():
                 reached = [node] if _is_type(item, node) else []
             case Index():
-                numbered = _numbered(node)
+                numbered = _numbers(node.children)
                 chosen = item.chosen(len(numbered))
                 reached = [node.children[str(numbered[i])] for i in chosen]
             case Name():
@@ -110,8 +117,8 @@ def _is_type(item: TypeIs, node: Node) -> bool:
     )
 
 
-def _numbered(node: Node) -> list[int]:
-    return sorted(int(name) for name in node.children if name.isdecimal())
+def _numbers(names: Iterable[str]) -> list[int]:
+    return sorted({int(name) for name in names if is_number(name)})
 
 
 def _where(item: Item, stopped: Sequence[Node]) -> str:
@@ -119,10 +126,10 @@ def _where(item: Item, stopped: Sequence[Node]) -> str:
     place = _place(stopped)
     match item:
         case Index():
-            counts = {len(_numbered(node)) for node in stopped}
+            counts = {len(_numbers(node.children)) for node in stopped}
             if counts == {0}:
                 return f"{place} has no numbered children, only {_children(stopped)}"
-            return f"{item.text} is out of range: {place} has {max(counts)} numbered children"
+            return f"{item.text} reaches none of the {max(counts)} numbered children of {place}"
         case TypeIs():
             classes = dict.fromkeys(node.bases[0] for node in stopped if node.bases)
             return f"no module there is of that class; the classes are {_listing(list(classes))}"
@@ -141,14 +148,19 @@ def _place(nodes: Sequence[Node]) -> str:
 
 def _children(nodes: Sequence[Node]) -> str:
     names = dict.fromkeys(name for node in nodes for name in node.children)
-    numbers = sorted({int(name) for name in names if name.isdecimal()})
-    listed = [f"{a}..{b}" if a < b else str(a) for a, b in runs_of(numbers)]
-    return _listing([name for name in names if not name.isdecimal()] + listed)
+    listed = [f"{a}..{b}" if a < b else str(a) for a, b in runs_of(_numbers(names))]
+    return _listing([name for name in names if not is_number(name)] + listed)
 
 
 def _shown(node: Node) -> str:
     name = node.bases[0] if node.bases else "parameter"
     return f"{node.path or 'the model'} ({name})"
+
+
+def counted(names: Sequence[str], noun: str) -> str:
+    """Returns how many names there are, and the first few, e.g. "2 parameters: a, b"."""
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} {noun}{plural}: {_listing(names)}"
 
 
 def _listing(names: Sequence[str]) -> str:
@@ -161,8 +173,10 @@ def _offers(items: Sequence[Item], at: int, stopped: Sequence[Node], root: Node)
     found: dict[str, None] = {}
     for replaced in _respelled(items[at], stopped):
         candidate = [*items[:at], replaced, *items[at + 1 :]]
-        if _selects(candidate, root):
-            found.setdefault(spell(candidate))
+        for each in (candidate, [*candidate, AnyDepth()]):
+            if _selects(each, root):
+                found.setdefault(spell(each))
+                break
     deeper = [*items[:at], AnyDepth(), *items[at:]]
     if not found and at and _selects(deeper, root):
         found[spell(deeper)] = None
@@ -182,7 +196,8 @@ def _respelled(item: Item, stopped: Sequence[Node]) -> Iterator[Item]:
         )
         by_folded = {name.lower(): name for name in known}
         for text in [*item.literals, *item.globs]:
-            for close in get_close_matches(text.lower(), by_folded, 3, 0.6):
+            similar = [] if is_number(text) else get_close_matches(text.lower(), by_folded, 3, 0.6)
+            for close in similar:
                 yield type(item)(frozenset({by_folded[close]}), ())
 
 
@@ -195,17 +210,21 @@ def _moved(items: Sequence[Item], root: Node) -> Iterator[str]:
         anchors = [root] if skipped else list(islice(root.below(), _TRIED))
         for anchor in anchors:
             if _selects(rest, anchor):
-                yield ".".join(filter(None, [anchor.path, spell(rest)]))
+                dot = "" if not anchor.path or isinstance(rest[0], Index) else "."
+                yield f"{anchor.path}{dot}{spell(rest)}"
 
 
 def _selects(items: Sequence[Item], root: Node) -> bool:
     at, nodes = _furthest(items, root)
-    return at == len(items) and any(node.selects() for node in nodes)
+    own = isinstance(items[-1], TypeIs)
+    return at == len(items) and any(node.selects(own=own) for node in nodes)
 
 
 def _close_paths(text: str, root: Node) -> list[str]:
     paths = [node.path for node in root.below() if node.path and node.selects()]
-    return get_close_matches(text, paths[:_TRIED], 2, 0.75)
+    close = get_close_matches(text, paths[:_TRIED], 2, 0.75)
+    odd = re.compile(r"[\[\]{}@!*?]")
+    return [f"re:{re.escape(path)}.*" if odd.search(path) else path for path in close]
 
 
 def spell(items: Sequence[Item]) -> str:
@@ -226,7 +245,7 @@ def spell(items: Sequence[Item]) -> str:
 
 def _spell_texts(literals: Iterable[str], globs: Iterable[str]) -> str:
     texts = [*sorted(literals), *globs]
-    numbers = sorted(int(text) for text in texts if text.isdecimal())
+    numbers = _numbers(texts)
     if len(numbers) == len(texts) > 1 and len(runs_of(numbers)) == 1:
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return texts[0] if len(texts) == 1 else "{" + ",".join(texts) + "}"

@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
-from ._rules import Rule, Unit
+from ._rules import Rule, Unit, whole_number
 from .errors import PlanError
 
 ClockUnit = Literal["epoch", "step"]
@@ -53,9 +53,9 @@ def timeline(
         "total_epochs": total_epochs,
         "total_steps": total_steps,
     }
-    for name, value in given.items():
-        if value is not None and (isinstance(value, bool) or value < 1 or value != int(value)):
-            raise PlanError(f"{name} must be a whole number >= 1, got {value!r}")
+    steps_per_epoch, total_epochs, total_steps = (
+        None if value is None else whole_number(name, value, 1) for name, value in given.items()
+    )
     if steps_per_epoch and total_epochs:
         product = steps_per_epoch * total_epochs
         if total_steps not in (None, product):
