@@ -345,8 +345,12 @@ class AppliedPlan:
     def _carry_out(self, change: _Change) -> None:
         closing = [self._parameter(row) for row in change.freeze]
         opening = [self._parameter(row) for row in change.unfreeze]
-        for row in (*change.freeze, *change.unfreeze):
-            _check_writable(self.resolved._tree.names[row], self._parameter(row))
+        for row, parameter in zip(
+            (*change.freeze, *change.unfreeze), (*closing, *opening), strict=True
+        ):
+            _check_writable(self.resolved._tree.names[row], parameter)
+        for row, parameter in zip(change.unfreeze, opening, strict=True):
+            _check_can_train(self.resolved._tree.names[row], parameter)
         for parameter in closing:
             parameter.requires_grad = False
             parameter.grad = None
@@ -543,6 +547,14 @@ def _check_writable(name: str, parameter: torch.nn.Parameter) -> None:
         f"{name!r} is {kind}, so torch cannot change whether it trains; rebuild it as a "
         "torch.nn.Parameter outside torch.inference_mode()"
     )
+
+
+def _check_can_train(name: str, parameter: torch.nn.Parameter) -> None:
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise FreezekitError(
+            f"{name!r} is {parameter.dtype} since the plan was applied and cannot train; release "
+            "the plan and apply it again"
+        )
 
 
 def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
