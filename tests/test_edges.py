@@ -111,7 +111,7 @@ def test_taking_one_name_of_a_tied_tensor_away_never_freezes_it_silently(taken: 
     if taken == "body":
         assert plan.resolve(model).at().trainable == {"body.weight"}
     else:
-        with pytest.raises(PlanError, match="take 'body.weight' away as well"):
+        with pytest.raises(PlanError, match=r"take .body\.weight. away as well"):
             plan.resolve(model)
 
 
@@ -233,7 +233,7 @@ MISTAKES: list[tuple[Callable[[Any, Any], object], str]] = [
     (lambda plan, m: plan.apply(m).param_groups(["a"], lr=1.0), "a pattern is text, got ['a']"),
     (lambda plan, m: plan.apply(m).attach(None), "attach takes optimizers, got NoneType"),
     (lambda plan, m: plan.resolve(m).at(epoch="abc"), "epoch must be a whole number"),
-    (lambda plan, m: plan.resolve(m).at(epoch=float("nan")), "epoch must be a whole number >= 0, got nan"),
+    (lambda plan, m: plan.resolve(m).at(epoch=float("nan")), "epoch must be a whole number >= 0"),
     (lambda plan, m: plan.resolve(m, total_epochs=3.0), "total_epochs must be a whole number"),
     (lambda plan, m: plan.resolve(m, steps_per_epoch="10"), "steps_per_epoch must be a whole"),
     (lambda plan, m: plan.resolve(m).diff(plan), "diff compares resolved plans, got FreezePlan"),

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "mu
 import measure
 import train
 from checkpoint import load_checkpoint
-from config import HERE, DataConfig, UserError, load_config
+from config import HERE, DataConfig, load_config
 from model import MultiTaskMiniLM
 from weights import MINILM_SHA256
 
@@ -215,7 +215,7 @@ def test_the_pooler_is_frozen_under_any_plan(
 ) -> None:
     """A plan that leaves the unused pooler trainable gets it frozen, and a line says so."""
     FreezePlan().freeze("backbone.embeddings").save(tmp_path / "mine.yaml")
-    plan = train.load_plan(tmp_path / "mine.yaml", tiny)
+    plan = train.load_plan(tmp_path / "mine.yaml", tiny, {})
     assert plan == FreezePlan().freeze("backbone.embeddings").freeze("backbone.pooler")
     assert capsys.readouterr().out == (
         "mine.yaml leaves backbone.pooler trainable; the model never uses it: frozen too\n"
@@ -227,19 +227,29 @@ def test_shipped_plans_freeze_the_pooler_and_waste_no_rule(
     path: Path, tiny: MultiTaskMiniLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each shipped plan freezes the pooler by itself, and each of its rules has an effect."""
-    plan = train.load_plan(path, tiny)
+    plan = train.load_plan(path, tiny, {})
     assert plan == FreezePlan.load(path)
     assert capsys.readouterr().out == ""
     assert list(plan.resolve(tiny).warnings) == []
 
 
-def test_plans_with_moments_are_refused(tiny: MultiTaskMiniLM, tmp_path: Path) -> None:
-    """The script holds one state; a plan that changes during training is an error."""
-    plan = FreezePlan().freeze("backbone").unfreeze("backbone.encoder", at_epoch=1)
+def test_a_plan_with_moments_is_followed(tmp_path: Path) -> None:
+    """Layers that a user's plan opens in the second epoch train from there, the rest never."""
+    last = "backbone.encoder.layer.5."
+    plan = FreezePlan().freeze("backbone").unfreeze(last.rstrip("."), at_epoch=1)
     plan.save(tmp_path / "mine.yaml")
-    message = f"{tmp_path / 'mine.yaml'}: this script holds one state; take out the at_ and until_"
-    with pytest.raises(UserError, match=re.escape(message)):
-        train.load_plan(tmp_path / "mine.yaml", tiny)
+    config = load_config(HERE / "config.yaml")
+    config = replace(config, training=replace(config.training, epochs=2))
+    config = replace(config, data=fewer_sentences(tmp_path))
+    run = train.prepare(config, tmp_path / "mine.yaml")
+    start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    changed = []
+    for epoch in range(2):
+        train.train_epoch(run, epoch, "")
+        after = run.model.state_dict()
+        changed.append({name for name in start if not torch.equal(start[name], after[name])})
+    heads = {name for name in start if "_head." in name}
+    assert changed == [heads, heads | {name for name in start if name.startswith(last)}]
 
 
 def test_files_are_found_from_where_the_user_stands_and_beside_the_script(

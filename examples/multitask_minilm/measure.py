@@ -39,7 +39,7 @@ def train_in_turn(runs: dict[str, Run], epochs: int, description: str) -> list[d
         for name, run in runs.items():
             if run.optimizer:
                 start = time.perf_counter()
-                train_epoch(run, f"{description}, epoch {epoch}, {name}")
+                train_epoch(run, epoch, f"{description}, epoch {epoch}, {name}")
                 seconds[name] = time.perf_counter() - start
         rounds.append(seconds)
     return rounds

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from weights import Weights, find_weights
 
-from freezekit import AppliedPlan, FreezekitError, FreezePlan, plot
+from freezekit import AppliedPlan, FreezekitError, FreezePlan, ResolvedPlan, plot
 
 TASKS = ("topic", "sentiment")
 
@@ -62,9 +62,11 @@ def prepare(config: Config, plan_file: Path) -> Run:
     backbone = load_backbone(weights.folder)
     torch.manual_seed(settings.seed)
     model = MultiTaskMiniLM(backbone, len(topics), config.model.pooling, config.model.normalize)
-    plan = load_plan(plan_file, model)
-    applied = plan.apply(model)
     order = torch.Generator().manual_seed(settings.seed)
+    loader = DataLoader(train, settings.batch_size, shuffle=True, generator=order)
+    totals = {"steps_per_epoch": len(loader), "total_epochs": settings.epochs}
+    plan = load_plan(plan_file, model, totals)
+    applied = plan.apply(model, **totals)
     return Run(
         config,
         weights,
@@ -74,39 +76,45 @@ def prepare(config: Config, plan_file: Path) -> Run:
         plan,
         applied,
         make_optimizer(config, applied),
-        train=DataLoader(train, settings.batch_size, shuffle=True, generator=order),
+        train=loader,
         test=DataLoader(test, settings.batch_size),
     )
 
 
-def load_plan(path: Path, model: nn.Module) -> FreezePlan:
+def load_plan(path: Path, model: nn.Module, totals: dict[str, int]) -> FreezePlan:
     """Returns the plan in a file, with the unused pooler frozen whatever the file says."""
     plan = FreezePlan.load(path)
-    resolved = plan.resolve(model)
-    if len(resolved.phases) > 1:
-        raise UserError(f"{path}: this script holds one state; take out the at_ and until_ keys")
-    if any(name.startswith("backbone.pooler.") for name in resolved.at().trainable):
+    trained = ever_trainable(plan.resolve(model, **totals))
+    if any(name.startswith("backbone.pooler.") for name in trained):
         print(f"{path.name} leaves backbone.pooler trainable; the model never uses it: frozen too")
         plan = plan.freeze("backbone.pooler")
     return plan
+
+
+def ever_trainable(resolved: ResolvedPlan) -> frozenset[str]:
+    """Returns the names of the parameters that train in some phase of the plan."""
+    return frozenset().union(*(phase.trainable for phase in resolved.phases))
 
 
 def make_optimizer(config: Config, applied: AppliedPlan) -> torch.optim.Optimizer | None:
     """Returns AdamW over what trains, with one lr for the backbone and one for the heads."""
     settings, groups = config.optimizer, []
     rates = {"backbone": settings.lr, "cls_head": settings.head_lr, "sent_head": settings.head_lr}
+    trained = ever_trainable(applied.resolved)
     for part, lr in rates.items():
-        if any(name.startswith(f"{part}.") for name in applied.resolved.at().trainable):
+        if any(name.startswith(f"{part}.") for name in trained):
             groups += applied.param_groups(part, lr=lr, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups) if groups else None
 
 
-def train_epoch(run: Run, description: str) -> dict[str, float]:
+def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
     """Trains one epoch on both tasks and returns the mean loss per task."""
     assert run.optimizer is not None
     totals = dict.fromkeys(TASKS, 0.0)
     run.model.train()
-    for input_ids, mask, *labels in tqdm(run.train, description, leave=False):
+    batches = tqdm(run.train, description, leave=False)
+    for step, (input_ids, mask, *labels) in enumerate(batches, epoch * len(run.train)):
+        run.applied.advance(epoch=epoch, step=step)
         losses = [
             nn.functional.cross_entropy(logits, label)
             for logits, label in zip(run.model(input_ids, mask), labels, strict=True)
@@ -162,7 +170,7 @@ def train(run: Run) -> list[dict[str, Any]]:
     history = []
     for epoch in range(run.config.training.epochs):
         start = time.perf_counter()
-        losses = train_epoch(run, f"epoch {epoch}")
+        losses = train_epoch(run, epoch, f"epoch {epoch}")
         seconds = time.perf_counter() - start
         scores = evaluate(run)
         history.append({"epoch": epoch, "seconds": seconds, "train_loss": losses, "test": scores})
@@ -182,7 +190,8 @@ def execute(run: Run, output: Path) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     plot.trainability(resolved).figure.savefig(output / "trainability.png", dpi=150)
 
-    frozen = resolved.at().frozen
+    trained = ever_trainable(resolved)
+    frozen = [row.name for row in resolved.rows if row.name not in trained]
     before = fingerprints(run.model, frozen)
     if run.optimizer is None:
         print("this plan trains nothing: every parameter is frozen, the heads too; only evaluating")
