@@ -79,13 +79,16 @@ def reached(item: Item, module: nn.Module) -> list[str]:
 
 
 def is_a(item: Item, module: nn.Module | None) -> bool:
-    """Returns whether a class test holds: bases by literal name, globs on the class name."""
+    """Returns whether a class test holds: bases by literal name, globs on the class name.
+
+    The class that `parametrize` makes of the user's goes by the user's name.
+    """
     if module is None:
         return False
     bases = [base.__name__ for base in type(module).__mro__]
+    name = bases[1] if bases[0] == f"Parametrized{bases[1]}" else bases[0]
     return any(
-        fnmatchcase(bases[0], text) if set(text) & set("*?") else text in bases
-        for text in item.texts
+        fnmatchcase(name, text) if set(text) & set("*?") else text in bases for text in item.texts
     )
 
 
@@ -156,9 +159,12 @@ class Target:
             return any(re.fullmatch(pattern.regex, name) for name in named)
         return any(covers(pattern.items, model, n.split(".") if n else []) for n in self.names)
 
-    def selected_by(self, rule: DrawnRule, model: nn.Module) -> bool:
-        """Returns whether a rule selects it: the last of its patterns that hits it says."""
-        selected = False
+    def selected_by(self, rule: DrawnRule, model: nn.Module) -> bool | None:
+        """Returns whether a rule selects it (True), takes it away (False), or does not reach it.
+
+        The last of its patterns that hits it says.
+        """
+        selected = None
         for pattern in rule.patterns:
             if self.hit_by(pattern, model):
                 selected = not pattern.negated
@@ -172,7 +178,7 @@ class Reference:
         """Finds all names and checks every pattern."""
         self.case, self.model = case, model
         self._states: dict[int, dict[str, State]] = {}
-        self._selected: dict[tuple[int, int], bool] = {}
+        self._selected: dict[tuple[int, int], bool | None] = {}
         spelled = spelled_names(model)
         self.tensors = {name: Target(names, True) for name, names in spelled.items()}
         self.buffered = {
@@ -187,6 +193,11 @@ class Reference:
             name: [n for n, p in everything.items() if p is everything[name] and n != name]
             for name in self.canonical
         }
+        first = {id(module): path for path, module in model.named_modules()}
+        self._places: dict[str, set[str]] = {path: set() for path in first.values()}
+        for path, module in model.named_modules(remove_duplicate=False):
+            for child in module.children():
+                self._places[first[id(child)]].add(first[id(module)])
         self.parameters = {name: everything[name] for name in self.canonical}
         self.flags = {name: p.requires_grad for name, p in self.parameters.items()}
 
@@ -196,12 +207,15 @@ class Reference:
         Raises:
             ContradictionError: two of its names disagree.
         """
-        said = self._winners(self.tensors[name], name, moment)
-        through = dict.fromkeys(said, name)
-        own = {n for n in range(len(self.case.rules)) if self._selects(n, self.tensors[name], name)}
+        own = self.tensors[name]
+        decided = self._winners(own, name, moment)
+        said, through = dict(decided), dict.fromkeys(decided, name)
         for alias in self.aliases[name]:
-            for key, (number, value) in self._winners(self.tensors[alias], name, moment).items():
-                if number in own:
+            other = self.tensors[alias]
+            if any(self._selects(number, other, name) is False for number, _ in decided.values()):
+                raise ContradictionError(f"{name} selected, {alias} taken away")
+            for key, (number, value) in self._winners(other, name, moment).items():
+                if self._selects(number, own, name) is not None:
                     continue
                 if key not in said:
                     said[key], through[key] = (number, value), alias
@@ -238,20 +252,34 @@ class Reference:
         }  # fmt: skip
 
     def held(self, moment: int) -> set[str]:
-        """Returns the paths of the modules held in eval mode."""
+        """Returns the paths of the modules held in eval mode.
+
+        A module is held by what it contains, or because all places it stands at are. A place that
+        would be held around a module that is not is opened instead, with all around it.
+        """
         states = self.states(moment)
         by_tensor = {id(p): states[name] for name, p in self.parameters.items()}
-        fate = {name: self._fate(module, name, by_tensor, moment)
-                for name, module in self.model.named_modules()}  # fmt: skip
-        vetoed = {path for path, says in fate.items() if says == "free" and path in self.buffered}
-        held: set[str] = set()
-        for path, says in fate.items():
-            parent = path.rpartition(".")[0]
-            inside = bool(path) and parent in held
-            inner = {each for each in vetoed if f"{each}.".startswith(f"{path}." if path else "")}
-            if inside or (says == "hold" and not inner):
-                held.add(path)
-        return held - self._recurrent_behind_trainable(states, held)
+        modules = dict(self.model.named_modules())
+        says = {path: self._fate(module, path, by_tensor, moment)
+                for path, module in modules.items()}  # fmt: skip
+        opened = {path for path, each in says.items() if each == "free"}
+        while True:
+            held = {
+                path for path, module in modules.items() if says[path] == "hold"
+                and not any(inner is modules[each] for inner in module.modules() for each in opened)
+            }  # fmt: skip
+            while more := {
+                path for path in modules if path not in held and self._places[path]
+                and all(place in held for place in self._places[path])
+            }:  # fmt: skip
+                held |= more
+            torn = {
+                place for path in modules if path not in held
+                for place in self._places[path] if place in held
+            }  # fmt: skip
+            if not torn:
+                return held - self._recurrent_behind_trainable(states, held)
+            opened |= torn
 
     def _fate(self, module: nn.Module, path: str, by_tensor: dict[int, State], moment: int) -> str:
         """Returns what a module's own contents say: "hold", "free", or "follow" its parent."""
@@ -286,11 +314,11 @@ class Reference:
             found.update((key, (number, value)) for key, value in _settings(rule))
         return found
 
-    def _selects(self, number: int, target: Target, name: str | None) -> bool:
-        """Returns whether a rule selects a target; `name` is a tensor's canonical one."""
+    def _selects(self, number: int, target: Target, name: str | None) -> bool | None:
+        """Returns what `selected_by` says of a target; `name` is a tensor's canonical one."""
         rule = self.case.rules[number]
         if rule.verb == "no_decay" and not (name and self._is_small(name)):
-            return False
+            return None
         key = number, id(target)
         if key not in self._selected:
             self._selected[key] = target.selected_by(rule, self.model)
@@ -319,6 +347,9 @@ class Reference:
 
     def _check_patterns(self) -> None:
         targets = [*self.tensors.values(), *self.buffered.values()]
+        modules = [
+            Target([path], False) for path, _ in self.model.named_modules(remove_duplicate=False)
+        ]
         for rule in self.case.rules:
             for pattern in rule.patterns:
                 for each in [pattern, *_alternatives(pattern)]:
@@ -326,7 +357,8 @@ class Reference:
                         raise NoMatchError(f"{pattern}: gap")
                     if rule.properties.get("missing_ok"):
                         continue
-                    if not any(target.hit_by(each, self.model) for target in targets):
+                    among = targets if each is pattern else [*targets, *modules]
+                    if not any(target.hit_by(each, self.model) for target in among):
                         raise NoMatchError(f"{pattern}: {each}")
 
 

@@ -170,18 +170,12 @@ def trees(draw: st.DrawFn, *, without: tuple[str, ...] = (), joined: bool = True
     if len(linears) > 1 and draw(st.booleans()):
         ties = (tuple(draw(st.permutations(linears))[:2]),)
     hosts = [path for path, node in nodes.items() if node.kind == "block"]
-    targets = [
-        path for path, node in nodes.items()
-        if path and any(each.kind in _WITH_PARAMETERS for _, each in node.paths())
-    ]  # fmt: skip
+    targets = [path for path in nodes if path]
     if targets and draw(st.booleans()):
         target = draw(st.sampled_from(targets))
         host = draw(st.sampled_from([h for h in hosts if not f"{h}.".startswith(f"{target}.")]))
         shares = ((host, target),)
     return Tree(root.kind, root.children, ties, shares, frozen)
-
-
-_WITH_PARAMETERS = ("linear", "batch_norm", "layer_norm", *PARAMETRIZED, "block")
 
 
 @st.composite

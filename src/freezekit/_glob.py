@@ -62,10 +62,14 @@ class TypeIs:
     globs: tuple[str, ...]
 
     def holds(self, cls: type) -> bool:
-        """Returns whether a base of `cls` has a literal name, or its own name matches a glob."""
+        """Returns whether a base of `cls` has a literal name, or its own name matches a glob.
+
+        A class that torch has generated goes by the name of the user's as well.
+        """
         if self.literals and any(base.__name__ in self.literals for base in cls.__mro__):
             return True
-        return any(matcher(glob)(class_name(cls)) for glob in self.globs)
+        names = (cls.__name__, class_name(cls))
+        return any(matcher(glob)(name) for glob in self.globs for name in names)
 
 
 Item = Name | AnyDepth | Index | TypeIs

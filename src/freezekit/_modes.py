@@ -76,7 +76,7 @@ def held_modules(
     Args:
         tree: the model's structure.
         parameters: the fate of each parameter.
-        buffers: the fate of each module with buffers of its own, by row.
+        buffers: the fate of each module with buffers and no parameter at or below it, by row.
     """
     has, decided, open_ = _gather(tree, parameters, buffers)
     places: dict[int, list[int]] = {}
@@ -118,7 +118,7 @@ def _gather(
         decided[owner] |= fate.decided
         open_[owner] |= fate.trains or fate.leave
     for row in range(count - 1, -1, -1):
-        if row in buffers and not has[row]:
+        if row in buffers:
             decided[row] = buffers[row].decided
             open_[row] |= buffers[row].trains or buffers[row].leave
         parent = tree.parents[row]

@@ -92,6 +92,17 @@ class Tree:
     shared_accepts: set[int] = field(default_factory=set)
     shared: list[tuple[int, int]] = field(default_factory=list)
 
+    def bare(self) -> list[int]:
+        """Returns the rows of modules with buffers and no parameter at or below them."""
+        if not self.buffered:
+            return []
+        above = {-1}
+        for owner in (*self.owners, *(alias.owner for alias in self.aliases)):
+            while owner not in above:
+                above.add(owner)
+                owner = self.parents[owner]
+        return [row for row in self.buffered if row not in above]
+
     def hits(self) -> set[int]:
         """Returns the accept ids of all that a pattern can select."""
         found = set(self.accepts) | self.shared_accepts

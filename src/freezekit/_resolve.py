@@ -59,12 +59,13 @@ def bind(
     cascade = Cascade(plan.rules, automaton, time)
     traits = _traits(plan, tree)
     keys = [accept * 8 + trait for accept, trait in zip(tree.accepts, traits, strict=True)]
-    buffer_keys = [tree.module_accepts[row] * 8 for row in tree.buffered]
+    bare = tree.bare()
+    buffer_keys = [tree.module_accepts[row] * 8 for row in bare]
     ids = {key: number for number, key in enumerate(dict.fromkeys([*keys, *buffer_keys]))}
     outcomes = [cascade.outcome(*divmod(key, 8)) for key in ids]
     outcome_ids = [ids[key] for key in keys]
     _tie(cascade, tree, traits, outcomes, outcome_ids)
-    buffer_ids = {row: ids[key] for row, key in zip(tree.buffered, buffer_keys, strict=True)}
+    buffer_ids = {row: ids[key] for row, key in zip(bare, buffer_keys, strict=True)}
     if tree.aliases:
         outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
@@ -119,7 +120,7 @@ def _nodes(walked: Walk) -> Node:
     named = [*zip(tree.names, tree.owners, strict=True)]
     named += [(alias.name, alias.owner) for alias in tree.aliases]
     paths = {prefix: row for row, prefix in enumerate(tree.prefixes)}
-    named += [(name, paths[name[: name.rfind(".") + 1]]) for name in tree.spelled]
+    named += [(name, paths.get(name[: name.rfind(".") + 1], 0)) for name in tree.spelled]
     for name, owner in named:
         below = name.removeprefix(tree.prefixes[owner]).split(".")
         node = nodes[owner]
