@@ -81,14 +81,15 @@ def reached(item: Item, module: nn.Module) -> list[str]:
 def is_a(item: Item, module: nn.Module | None) -> bool:
     """Returns whether a class test holds: bases by literal name, globs on the class name.
 
-    The class that `parametrize` makes of the user's goes by the user's name.
+    The class that `parametrize` makes of the user's goes by both names.
     """
     if module is None:
         return False
     bases = [base.__name__ for base in type(module).__mro__]
-    name = bases[1] if bases[0] == f"Parametrized{bases[1]}" else bases[0]
+    names = bases[:2] if bases[0] == f"Parametrized{bases[1]}" else bases[:1]
     return any(
-        fnmatchcase(name, text) if set(text) & set("*?") else text in bases for text in item.texts
+        any(fnmatchcase(name, text) for name in names) if set(text) & set("*?") else text in bases
+        for text in item.texts
     )
 
 
@@ -195,7 +196,7 @@ class Reference:
         }
         first = {id(module): path for path, module in model.named_modules()}
         self._places: dict[str, set[str]] = {path: set() for path in first.values()}
-        for path, module in model.named_modules(remove_duplicate=False):
+        for module in model.modules():
             for child in module.children():
                 self._places[first[id(child)]].add(first[id(module)])
         self.parameters = {name: everything[name] for name in self.canonical}

@@ -497,8 +497,8 @@ def test_clocks_the_plan_does_not_use_are_ignored() -> None:
             FreezePlan().group("head", lr=0.1).group("head", lr=0.2, at_epoch=1),
             {},
             "'head.weight': a learning rate, weight decay or option that changes during training "
-            "is resolved and shown by this release but not carried out; leave it out of the plan to "
-            "apply it",
+            "is resolved and shown by this release but not carried out; leave it out of the plan "
+            "to apply it",
         ),
         (
             FreezePlan().group("head", options={"betas": (0.5, 0.9)}, at_epoch=1),

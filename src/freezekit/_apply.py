@@ -367,15 +367,16 @@ class AppliedPlan:
             hold = module.__dict__.get("train")
             if not isinstance(hold, Hold):
                 hold = Hold(module, train, self._modes[row])
+                module.__dict__["train"] = hold
             hold.mode = train
             if train and hold.dropout is None:
                 hold.dropout = module.__dict__["dropout"]
                 module.__dict__["dropout"] = 0.0
-            holds.append(hold)
-        for hold in holds:
+            holds.append((hold, hold.asked))
+        for hold, _ in holds:
             _set_mode(hold.module, hold.mode)
-        for hold in holds:
-            hold.module.__dict__["train"] = hold
+        for hold, asked in holds:
+            hold.asked = asked
 
     def _let_go(self, rows: Iterable[int], *, restore: bool) -> None:
         """Takes holds away, parents first.
