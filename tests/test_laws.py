@@ -221,29 +221,38 @@ OPTIMIZERS: dict[str, Callable[[AppliedPlan], torch.optim.Optimizer]] = {
 def test_law_5_what_is_frozen_is_bit_identical(
     case: Case, moments: list[int], optimizer_name: str, to_none: bool
 ) -> None:
-    """Steps between two moments move no frozen parameter and no buffer of a held module."""
+    """Steps between two moments move no frozen parameter and no buffer of a held module.
+
+    Each transition comes between a backward pass and its step, where stale gradients would tell.
+    """
     model, applied, _ = applied_case(case)
     assume(any(phase.trainable for phase in applied.resolved.phases))
     betas = any("options" in rule.properties for rule in case.rules)
     optimizer = OPTIMIZERS["adamw" if betas else optimizer_name](applied)
     for moment in [0, *moments]:
+        backward(model)
         applied.advance(**case.at(moment))
         held = {row.path for row in applied.resolved.module_rows(**case.at(moment)) if row.held}
-        frozen = {
-            f"{path}.{name}" for path in held for name, _ in
-            model.get_submodule(path).named_buffers(recurse=False)
-        } | applied.phase.frozen  # fmt: skip
-        tensors = {name.lstrip("."): tensor for name, tensor in
-                   (*model.named_parameters(), *model.named_buffers())}  # fmt: skip
-        before = {name.lstrip("."): tensors[name.lstrip(".")].clone() for name in frozen}
+        frozen = applied.phase.frozen | {
+            f"{path}.{name}".lstrip(".")
+            for path in held
+            for name, _ in model.get_submodule(path).named_buffers(recurse=False)
+        }
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        before = {name: tensors[name].clone() for name in frozen}
+        optimizer.step()
         for _ in range(2):
-            model.train()
-            loss = model(torch.randn(3, WIDTH)).square().mean()
-            if loss.requires_grad:
-                loss.backward()
-            optimizer.step()
             optimizer.zero_grad(set_to_none=to_none)
-        assert [n for n, value in before.items() if not torch.equal(value, tensors[n])] == []
+            backward(model)
+            optimizer.step()
+        assert [name for name in frozen if not torch.equal(before[name], tensors[name])] == []
+
+
+def backward(model: nn.Module) -> None:
+    """Runs a forward and a backward pass on a random batch, in train mode."""
+    loss = model.train()(torch.randn(3, WIDTH)).square().mean()
+    if loss.requires_grad:
+        loss.backward()
 
 
 @given(

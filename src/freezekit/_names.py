@@ -259,8 +259,9 @@ def _spell(
 
 def _read_modules(tree: Tree, modules: list[torch.nn.Module]) -> None:
     classes = [type(module) for module in modules]
-    tree.class_names = [class_name(cls) for cls in classes]
-    recurrent = {cls for cls in set(classes) if issubclass(cls, torch.nn.RNNBase)}
+    names = {cls: class_name(cls) for cls in set(classes)}
+    tree.class_names = [names[cls] for cls in classes]
+    recurrent = {cls for cls in names if issubclass(cls, torch.nn.RNNBase)}
     if recurrent:
         tree.recurrent = [row for row, cls in enumerate(classes) if cls in recurrent]
 
