@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from ._automaton import Automaton
 from ._glob import parse
 from ._groups import group_rules
-from ._names import Walk, unwrap, walk
+from ._names import MARK, Walk, unwrap, walk
 from ._plan import FreezePlan
-from ._resolve import MARK, bind, check_matches
+from ._resolve import bind, check_matches
 from ._resolved import ResolvedPlan
 from ._rules import did_you_mean, is_real
 from .errors import FreezekitError, PlanError
@@ -494,9 +494,9 @@ def _set_mode(module: torch.nn.Module, mode: bool) -> None:
 
 
 def _check_free(walked: Walk) -> None:
-    for prefix, module in zip(walked.tree.prefixes, walked.modules, strict=True):
-        mark = module.__dict__.get(MARK)
-        if isinstance(mark, Mark) and mark.live:
+    for row in walked.tree.marked:
+        mark, prefix = walked.modules[row].__dict__[MARK], walked.tree.prefixes[row]
+        if mark.live:
             here = repr(prefix[:-1]) if prefix else "this model"
             if mark.inner:
                 problem = f"{here} belongs to a larger model that a plan is applied to"

@@ -7,6 +7,7 @@ writes nothing and keeps no tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ._automaton import Automaton, Reached, State
 from ._glob import class_name
+
+MARK = "_freezekit"
+"""Where the modules of an applied model keep the flags they had before: in their `__dict__`."""
 
 _WRAPPERS = {
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
@@ -68,6 +72,7 @@ class Tree:
         parents: row of each module's parent, -1 for the root.
         module_accepts: accept id of each module's own tensors.
         buffered: rows of the modules with buffers of their own.
+        marked: rows of the modules that an applied plan has marked.
         recurrent: rows of the `torch.nn.RNNBase` modules.
         aliases: further names of tied parameters and of what shared modules hold.
         spelled: names that spell parametrized tensors, with the rows' name prefix.
@@ -86,6 +91,7 @@ class Tree:
     parents: list[int] = field(default_factory=list)
     module_accepts: list[int] = field(default_factory=list)
     buffered: list[int] = field(default_factory=list)
+    marked: list[int] = field(default_factory=list)
     recurrent: list[int] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     spelled: dict[str, str] = field(default_factory=dict)
@@ -169,6 +175,8 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
         add_module_accept(state.accept)
         if module._buffers and _has_buffers(module):
             tree.buffered.append(row)
+        if MARK in module.__dict__:
+            tree.marked.append(row)
         children = module._modules
         reached = _reached(automaton, module, prefix, state) if state.indices else _NOTHING
         known = state.parameters
@@ -222,6 +230,7 @@ class _Shared(NamedTuple):
     state: State
 
 
+_SHAPE = attrgetter("shape")
 _NOTHING: dict[str, Reached] = {}
 _MANY_ALIASES = 1_000
 
@@ -276,8 +285,9 @@ def _read_parameters(
         _split_tied(tree, parameters)
     tree.flags = [parameter.requires_grad for parameter in parameters]
     tree.dtypes = [parameter.dtype for parameter in parameters]
+    shapes: dict[torch.Size, torch.Size] = {}  # one object per shape: fewer for the collector
     try:
-        tree.shapes = [parameter.shape for parameter in parameters]
+        tree.shapes = [shapes.setdefault(shape, shape) for shape in map(_SHAPE, parameters)]
     except RuntimeError:
         tree.shapes = [None if is_lazy(p) else p.shape for p in parameters]
 

@@ -8,16 +8,13 @@ import torch
 
 from ._automaton import Automaton
 from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
-from ._names import Tree, Walk, walk
+from ._names import MARK, Tree, Walk, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
 from ._rules import parse_rows
 from ._suggest import Node, counted, no_match
 from ._timeline import timeline
 from .errors import PlanError
-
-MARK = "_freezekit"
-"""Where the modules of an applied model keep the flags they had before: in their `__dict__`."""
 
 
 def resolve(
@@ -75,13 +72,9 @@ def bind(
 
 def _recall_flags(walked: Walk) -> None:
     """Puts the flags that applied modules had before in place of those they have now."""
-    marks = {
-        row: module.__dict__[MARK].flags
-        for row, module in enumerate(walked.modules)
-        if MARK in module.__dict__
-    }
+    tree = walked.tree
+    marks = {row: walked.modules[row].__dict__[MARK].flags for row in tree.marked}
     if marks:
-        tree = walked.tree
         for row, owner in enumerate(tree.owners):
             leaf = tree.names[row][len(tree.prefixes[owner]) :]
             tree.flags[row] = marks.get(owner, {}).get(leaf, tree.flags[row])
@@ -263,6 +256,8 @@ def _fixed(
         PlanError: such a tensor is named outright.
     """
     asked: dict[int, list[int]] = {}
+    if max(traits, default=0) < FIXED:
+        return []
     for row in (row for row, trait in enumerate(traits) if trait & FIXED):
         histories = outcomes[outcome_ids[row]].histories
         winners = {history["trainable"][-1] for history in histories if "trainable" in history}

@@ -187,11 +187,9 @@ class ResolvedPlan:
         self._cascade = cascade
         self._outcome_ids = outcome_ids
         self._buffer_ids = buffer_ids
+        self._outcomes = outcomes
         time = cascade.time
-        kept = [
-            k for k in range(len(time.starts))
-            if k == 0 or any(_differ(o.decisions[k - 1], o.decisions[k]) for o in outcomes)
-        ]  # fmt: skip
+        kept = [k for k in range(len(time.starts)) if k == 0 or self._begins(k)]
         self._outcomes = [outcome.at(kept) for outcome in outcomes]
         starts = [time.starts[k] for k in kept]
         self.phases = tuple(
@@ -324,6 +322,19 @@ class ResolvedPlan:
 
     def __repr__(self) -> str:
         return f"<ResolvedPlan: {len(self.rows)} parameters, {len(self.phases)} phases>"
+
+    def _begins(self, stretch: int) -> bool:
+        """Returns whether something changes where a stretch of the timeline begins."""
+        changed = {
+            number
+            for number, outcome in enumerate(self._outcomes)
+            if _differ(outcome.decisions[stretch - 1], outcome.decisions[stretch])
+        }
+        if not changed:
+            return False
+        if not changed.isdisjoint(self._outcome_ids):
+            return True
+        return self._held(stretch - 1) != self._held(stretch)
 
     def _phase(self, epoch: int | None, step: int | None) -> Phase:
         return self.phases[0] if epoch is None and step is None else self.at(epoch=epoch, step=step)
