@@ -125,7 +125,7 @@ class AppliedPlan:
 
         Raises:
             PlanError: the clock the plan uses is missing or negative.
-            FreezekitError: the plan was released, or a parameter is gone from the model.
+            FreezekitError: the plan was released, or a part of the model was replaced.
         """
         self._check_live()
         phase = self.resolved.at(epoch=epoch, step=step)
@@ -157,6 +157,7 @@ class AppliedPlan:
 
         Raises:
             PatternError: the pattern selects nothing.
+            PlanError: `lr` or `weight_decay` is out of its range.
             FreezekitError: nothing it selects ever trains, or the plan was released.
 
         Example:
@@ -209,8 +210,9 @@ class AppliedPlan:
 
         Raises:
             PatternError: the pattern selects nothing.
+            PlanError: `lr` is out of its range.
             FreezekitError: nothing it selects ever trains, or the optimizer cannot leave frozen
-                parameters alone.
+                parameters alone or lacks an option that the plan sets.
 
         Example:
             >>> import torch
@@ -235,7 +237,8 @@ class AppliedPlan:
             *optimizers: built from `param_groups`, or by hand.
 
         Raises:
-            FreezekitError: two optimizers hold the same parameter, or the plan was released.
+            FreezekitError: two optimizers hold the same parameter, one cannot leave frozen
+                parameters alone or lacks an option that the plan sets, or the plan was released.
         """
         self._check_live()
         self._check_whole()

@@ -21,16 +21,16 @@ class Block:
     """One line of a report: a module, or several that are shown as one.
 
     Attributes:
-        name: The pattern relative to the enclosing block, e.g. `layer.{0..9}`.
-        path: The pattern from the root.
-        class_name: Class of the modules, empty where they differ.
-        repeat: How many sibling modules the line stands for.
-        numel: Elements of all parameters under the pattern, tied ones counted once.
-        trainable: Those of `numel` that train.
+        name: the pattern relative to the enclosing block, e.g. `layer.{0..9}`.
+        path: the pattern from the root.
+        class_name: class of the modules, empty where they differ.
+        repeat: how many sibling modules the line stands for.
+        numel: elements of all parameters under the pattern, tied ones counted once.
+        trainable: those of `numel` that train.
         state: `trainable`, `frozen`, `partial`, or `none` where there is no parameter.
         mode: `train`, `eval`, `eval (held)`, or empty where the modules differ.
-        note: What else is to be known: a tie, parameters without a shape yet.
-        children: The lines below.
+        note: what else is to be known: a tie, parameters without a shape yet.
+        children: the lines below.
     """
 
     name: str
@@ -52,8 +52,8 @@ def block_tree(rows: Sequence[ModuleRow], *, collapse: bool = True) -> Block:
     hands its children to its parent, as `layer.0`, `layer.1`, ...
 
     Args:
-        rows: The modules in pre-order, the root first.
-        collapse: Whether runs of numbered siblings with equal subtrees become one line, whose
+        rows: the modules in pre-order, the root first.
+        collapse: whether runs of numbered siblings with equal subtrees become one line, whose
             counts and those below it are the totals of the run.
 
     Returns:
@@ -69,8 +69,8 @@ def shorten(blocks: Sequence[Block], limit: int) -> tuple[Block, ...]:
     changes more often than `limit` are neighbours of different states joined, into `partial`.
 
     Args:
-        blocks: Lines in order.
-        limit: Number of lines wanted, at least 1.
+        blocks: lines in order.
+        limit: number of lines wanted, at least 1.
 
     Returns:
         The lines, their counts adding up to the same totals.

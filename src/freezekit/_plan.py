@@ -261,7 +261,8 @@ class FreezePlan:
         Raises:
             PatternError: a pattern selects nothing.
             PlanError: the plan contradicts itself on this model, or nothing would train.
-            FreezekitError: a plan is applied to the model already.
+            FreezekitError: a plan is applied to the model already, torch cannot change one of its
+                parameters, or the plan holds what this release does not carry out.
 
         Example:
             >>> import torch

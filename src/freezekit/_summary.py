@@ -44,10 +44,10 @@ class Summary:
     """What is trainable in a model: `str()` is a text tree, notebooks show a folding one.
 
     Attributes:
-        root: The whole model; its `children` are the lines below it.
-        phase: Which part of training is shown, empty when the plan has one phase only.
-        warnings: What the plan's author should look at.
-        unmentioned: Names of the parameters that no rule mentions.
+        root: the whole model; its `children` are the lines below it.
+        phase: which part of training is shown, empty when the plan has one phase only.
+        warnings: what the plan's author should look at.
+        unmentioned: names of the parameters that no rule mentions.
     """
 
     root: Block
@@ -92,15 +92,15 @@ def summarize(resolved: ResolvedPlan, phase: Phase, *, depth: int | None = None)
     """Summarizes a resolved plan in one of its phases.
 
     Args:
-        resolved: The plan, resolved against a model.
-        phase: The phase shown.
-        depth: Levels shown below the root; `None` chooses, see `fit`.
+        resolved: the plan, resolved against a model.
+        phase: the phase shown.
+        depth: levels shown below the root; `None` chooses, see `fit`.
 
     Returns:
         The summary.
 
     Raises:
-        ValueError: If `depth` is negative.
+        ValueError: if `depth` is negative.
     """
     return Summary(
         root=fit(block_tree(rows_in(resolved, phase)), depth),
@@ -127,8 +127,8 @@ def trainable_line(trainable: int, total: int) -> str:
     """Returns the totals in the form that issues and logs use.
 
     Args:
-        trainable: Number of elements that train.
-        total: Number of elements.
+        trainable: number of elements that train.
+        total: number of elements.
 
     Returns:
         The line.
@@ -145,15 +145,15 @@ def fit(root: Block, depth: int | None) -> Block:
     """Cuts a tree of lines to a depth.
 
     Args:
-        root: The whole tree.
-        depth: Levels kept below the root. `None` first shortens long lists of siblings, then
+        root: the whole tree.
+        depth: levels kept below the root. `None` first shortens long lists of siblings, then
             keeps as many levels as fit on a screen, at least one.
 
     Returns:
         The tree that is left.
 
     Raises:
-        ValueError: If `depth` is negative.
+        ValueError: if `depth` is negative.
     """
     if depth is not None:
         if depth < 0:

@@ -61,21 +61,21 @@ def trainability(
     then neighbours of one state share a row.
 
     Args:
-        model_or_resolved: What to draw: a model as it is now, or a plan's result for a model.
-        ax: Where to draw; without it a new figure of fitting size is made, reached by `ax.figure`.
+        model_or_resolved: what to draw: a model as it is now, or a plan's result for a model.
+        ax: where to draw; without it a new figure of fitting size is made, reached by `ax.figure`.
             Given axes get no more rows than their height has room for.
-        epoch: The epoch drawn, for plans with moments in epochs. Without a clock an applied plan
+        epoch: the epoch drawn, for plans with moments in epochs. Without a clock an applied plan
             is drawn in its present phase, a resolved one in its first.
-        step: The step drawn, for plans with moments in steps.
-        max_rows: Most rows drawn.
+        step: the step drawn, for plans with moments in steps.
+        max_rows: most rows drawn.
 
     Returns:
         The axes drawn into.
 
     Raises:
-        TypeError: If `model_or_resolved` is none of the three.
-        PlanError: If the clock that the plan uses is missing from those given.
-        ValueError: If `max_rows` is not positive.
+        TypeError: if `model_or_resolved` is none of the three.
+        PlanError: if the clock that the plan uses is missing from those given.
+        ValueError: if `max_rows` is not positive.
 
     Example:
         >>> from torch import nn
