@@ -62,6 +62,18 @@ def test_a_module_shared_with_a_trainable_part_is_not_held(shared: nn.Module, fi
     assert all(module.training for module in model.modules())
 
 
+def test_all_above_a_module_shared_with_a_trainable_part_is_left_open() -> None:
+    """Only whole subtrees are held, so a frozen block around a shared one is not held either."""
+    dropout = nn.Dropout()
+    inner = nn.ModuleDict({"l": nn.Linear(2, 2), "d": dropout})
+    model = model_of(outer=nn.ModuleDict({"inner": inner}), a=nn.ModuleDict({"d": dropout}))
+    model.a.add_module("l", nn.Linear(2, 2))
+    FreezePlan().freeze("outer").apply(model)
+    model.train()
+    assert [model.outer.training, inner.training, dropout.training] == [True, True, True]
+    assert not inner.l.training
+
+
 def test_release_comes_through_when_parameters_are_gone() -> None:
     """A module parametrized after apply can still be given back."""
     model = model_of(a=nn.Linear(2, 2), b=nn.Linear(2, 2))
