@@ -186,7 +186,7 @@ def _containers(draw: st.DrawFn, depth: int, kind: str, leaves: tuple[str, ...])
         return Tree(kind, tuple((str(i), Tree("layer_norm")) for i in range(11)))
     else:
         names = list(map(str, range(draw(st.integers(1, 3)))))
-        if kind == "list" and draw(st.integers(0, 5)) == 0:
+        if kind == "list" and draw(st.integers(0, 2)) == 0:
             names = [str(2 * int(name) + 1) for name in names]
     inner = ["block", "sequential", *(["list"] if kind != "sequential" else [])]
     fitting = [each for each in leaves if kind != "sequential" or each not in ("shifts", "gru")]
@@ -307,7 +307,9 @@ def patterns(draw: st.DrawFn, model: nn.Module, *, negated: bool = False) -> Pat
         name = draw(st.sampled_from(tensors))
         regex = draw(st.sampled_from([re.escape(name), rf"(.*\.)?{name.rpartition('.')[2]}"]))
         return Pattern((), regex, negated)
-    path = draw(st.sampled_from([*modules, *tensors]))
+    several = [name for name in tensors if _has_further_names(model, name)]
+    often = several if several and draw(st.integers(0, 2)) == 0 else []
+    path = draw(st.sampled_from(often or [*modules, *tensors]))
     segments = path.split(".") if path else []
     items = [draw(_items(segment, segments)) for segment in segments]
     if draw(st.integers(0, 3)) == 0:
@@ -323,9 +325,15 @@ def patterns(draw: st.DrawFn, model: nn.Module, *, negated: bool = False) -> Pat
     return Pattern(tuple(items) or (Item("depth"),), None, negated)
 
 
+def _has_further_names(model: nn.Module, name: str) -> bool:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return name in named and sum(tensor is named[name] for tensor in named.values()) > 1
+
+
 @st.composite
 def _items(draw: st.DrawFn, segment: str, segments: list[str]) -> Item:
-    shape = draw(st.sampled_from(["as_is"] * 5 + ["star", "start", "either", "position"]))
+    numbered = ["position"] * 4 if segment.isdecimal() else []
+    shape = draw(st.sampled_from(["as_is"] * 5 + ["star", "start", "either"] + numbered))
     if shape == "star":
         return Item("name", ("*",))
     if shape == "start":
@@ -333,7 +341,7 @@ def _items(draw: st.DrawFn, segment: str, segments: list[str]) -> Item:
     if shape == "either":
         others = draw(st.lists(st.sampled_from([*segments, *NAMES, "0", "w*"]), max_size=2))
         return Item("name", tuple(dict.fromkeys([segment, *others])))
-    if shape == "position" and segment.isdecimal():
+    if shape == "position":
         at = st.integers(-3, 3)
         slices = st.builds(slice, st.none() | at, st.none() | at, st.sampled_from([None, 1, 2, -1]))
         return Item("index", index=draw(at | slices))

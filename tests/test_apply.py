@@ -810,6 +810,22 @@ def test_llama_a_range_in_brackets_is_refused_with_the_spelling_in_braces() -> N
         assert "{0..11}" in str(caught.value)
 
 
+def test_an_index_among_children_numbered_with_gaps_is_refused() -> None:
+    """Position and number would differ, so the error lists the numbers and offers braces."""
+    model = nn.ModuleDict({"layer": nn.ModuleDict({n: nn.Linear(2, 2) for n in ("8", "9", "11")})})
+    before = trace(model)
+    with pytest.raises(PatternError) as caught:
+        FreezePlan().freeze("layer[0]").apply(model)
+    assert "[0] counts children by position" in str(caught.value)
+    assert "'layer' are numbered with gaps: 8, 9, 11" in str(caught.value)
+    assert "{8..9}" in str(caught.value)
+    assert trace(model) == before
+    assert FreezePlan().freeze("layer.{8..9}").resolve(model).at().trainable == {
+        "layer.11.weight",
+        "layer.11.bias",
+    }
+
+
 TYPOS = [
     ("bert", "bert.encodr", "bert.encoder"),
     ("bert", "bert.embedding", "bert.embeddings"),

@@ -43,6 +43,7 @@ def applied_case(case: Case) -> tuple[nn.Module, AppliedPlan, Reference]:
     return model, case.plan.apply(model, **case.totals), reference
 
 
+@settings(max_examples=250)
 @given(cases(), MOMENTS)
 def test_law_2_resolve_agrees_with_names_and_rules_one_by_one(case: Case, moment: int) -> None:
     """What trains, with which values, what is held, and what is refused."""
