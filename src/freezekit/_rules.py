@@ -156,12 +156,12 @@ class Rule:
 
     @property
     def opening(self) -> tuple[Unit, float] | None:
-        """Unit and value of `at_epoch`, `at_step` or `at_fraction`; None: from the start."""
+        """Unit and value of `at_epoch`, `at_step` or `at_fraction`, or None from the start."""
         return _moment(self, "at")
 
     @property
     def closing(self) -> tuple[Unit, float] | None:
-        """Unit and value of the rule's `until_...`; None: to the end."""
+        """Unit and value of the `until_...` that the rule has, or None to the end."""
         return _moment(self, "until")
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Summary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Returns the lines below the table: phase, warnings, unmentioned parameters."""
+        """The lines below the table, for the phase, warnings and unmentioned parameters."""
         notes = [f"phase: {self.phase}"] if self.phase else []
         notes += [f"warning: {warning}" for warning in self.warnings]
         if self.unmentioned:
