@@ -35,6 +35,7 @@ class State(NamedTuple):
     lr_mult: float | None
     weight_decay: float | None
     warmup_steps: int | None
+    warmup_from: tuple[int, int] | None
     options: tuple[tuple[str, Any], ...]
     frozen_mode: str | None
 
@@ -224,6 +225,7 @@ class Reference:
                     raise ContradictionError(f"{through[key]} and {alias}: {key}")
         values = {key: value for key, (_, value) in said.items()}
         unit, rate = values.get("lr", (None, None))
+        warms = said.get("warmup_steps")
         options = {k.removeprefix("options."): v for k, v in values.items() if "options." in k}
         return State(
             values.get("trainable", self.flags[name]),
@@ -232,6 +234,7 @@ class Reference:
             rate if unit == "lr_mult" else None,
             values.get("weight_decay"),
             values.get("warmup_steps"),
+            (self._moment(self.case.rules[warms[0]], "at") or 0, 0) if warms else None,
             tuple(sorted(options.items())),
             values.get("frozen_mode"),
         )

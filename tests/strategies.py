@@ -282,7 +282,10 @@ class Case:
         """A clock that the plan uses, if it uses one."""
         edges = {name.partition("_")[2] for rule in self.rules for name in rule.properties}
         in_steps = {"total_steps", "steps_per_epoch"} & set(self.totals)
-        return "step" if "step" in edges or ("fraction" in edges and in_steps) else "epoch"
+        by_fraction = "fraction" in edges and in_steps
+        warms = any("warmup_steps" in rule.properties for rule in self.rules)
+        by_warmup = warms and "steps_per_epoch" in self.totals
+        return "step" if "step" in edges or by_fraction or by_warmup else "epoch"
 
     def at(self, moment: int) -> dict[str, int]:
         """Returns the arguments of `at` or `advance` for a moment."""

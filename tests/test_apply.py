@@ -488,33 +488,10 @@ def test_clocks_the_plan_does_not_use_are_ignored() -> None:
     ("plan", "totals", "message"),
     [
         (
-            FreezePlan().unfreeze("head", warmup_steps=3),
+            FreezePlan().unfreeze("head", warmup_steps=3, at_epoch=1),
             {},
-            "'head.weight': warmup_steps is resolved and shown by this release but not carried "
-            "out; leave it out of the plan to apply it",
-        ),
-        (
-            FreezePlan().group("head", lr=0.1).group("head", lr=0.2, at_epoch=1),
-            {},
-            "'head.weight': a learning rate, weight decay or option that changes during training "
-            "is resolved and shown by this release but not carried out; leave it out of the plan "
-            "to apply it",
-        ),
-        (
-            FreezePlan().group("head", options={"betas": (0.5, 0.9)}, at_epoch=1),
-            {},
-            "'head.weight': a learning rate, weight decay or option that changes during training",
-        ),
-        (
-            FreezePlan().unfreeze("head.weight", rows=":1"),
-            {},
-            "'head.weight': rows=... is resolved and shown by this release but not carried out",
-        ),
-        (
-            FreezePlan().unfreeze("head", at_metric={"monitor": "loss"}),
-            {},
-            "at_metric is read and saved by this release but not carried out; use at_epoch, "
-            "at_step or at_fraction",
+            "warmup_steps counts in steps and the plan's moments in epochs; pass "
+            "steps_per_epoch=...",
         ),
         (
             FreezePlan().freeze("head", at_fraction=0.5),

@@ -28,15 +28,17 @@ README = (ROOT / "README.md").read_text()
 # Each module imports only from the tiers before its own.
 TIERS = (
     {"errors"},
-    {"_glob"},
-    {"_automaton"},
+    {"_digest", "_findings", "_glob"},
+    {"_automaton", "_guard"},
     {"_names", "_rules", "_suggest"},
-    {"_modes", "_plan", "_timeline", "_yaml"},
+    {"_builders", "_layers", "_metrics", "_modes", "_plan", "_timeline", "_yaml"},
     {"_blocks", "_cascade", "_files"},
     {"_resolved"},
-    {"_resolve"},
-    {"_explain", "_groups", "_summary"},
-    {"_apply"},
+    {"_resolve", "_rows", "_steps"},
+    {"_explain", "_groups", "_resume", "_setup", "_summary", "_writer"},
+    {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
+    {"_check_model"},
+    {"_apply", "_checks"},
     {"plot"},
     {"__init__"},
 )
@@ -44,7 +46,9 @@ TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules
 NO_TORCH = {
     "errors",
     "_automaton",
+    "_builders",
     "_files",
+    "_findings",
     "_glob",
     "_plan",
     "_rules",

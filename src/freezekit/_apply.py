@@ -1,83 +1,35 @@
-"""AppliedPlan, the live handle. The only module that writes to a model."""
+"""AppliedPlan, the live handle: a plan carried out on a model, beside its optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
+from weakref import WeakSet
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from ._automaton import Automaton
 from ._glob import parse
 from ._groups import group_rules
-from ._names import MARK, Walk, unwrap, walk
+from ._guard import Guard, likely_cause
+from ._metrics import Stalls
+from ._names import MARK, Walk, walk
+from ._optimizers import LBFGS, Optimizers
 from ._plan import FreezePlan
 from ._resolve import bind, check_matches
-from ._resolved import ResolvedPlan
-from ._rules import did_you_mean, is_real
+from ._resolved import Phase, ResolvedPlan
+from ._resume import difference, fingerprint, plan_text
+from ._rules import is_real, whole_number
+from ._steps import Base
+from ._writer import Change, Writer, check_writable
 from .errors import FreezekitError, PlanError
 
-_LBFGS = "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
+_NOTHING = Change((), (), (), (), ())
+_STATE_VERSION = 1
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
-
-
-class Hold:
-    """Keeps one module in a mode, standing in for its `train` method.
-
-    Placed as `train` in the module's own `__dict__`, where every switch of mode finds it, from
-    whichever parent it comes. Travels with copies and pickles of the model.
-    """
-
-    def __init__(self, module: torch.nn.Module, mode: bool, before: bool) -> None:
-        self.module = module
-        self.mode = mode
-        self.before = before
-        self.replaced = module.__dict__.get("train")
-        self.asked: bool | None = None
-        self.dropout: float | None = None
-
-    def __call__(self, mode: bool = True) -> torch.nn.Module:
-        """Answers `module.train(mode)` with the held mode."""
-        self.asked = mode
-        type(self.module).train(self.module, self.mode)
-        return self.module
-
-    def remove(self) -> None:
-        """Takes itself out of the module; the mode stays."""
-        if self.replaced is None:
-            del self.module.__dict__["train"]
-        else:
-            self.module.__dict__["train"] = self.replaced
-        if self.dropout is not None:
-            self.module.__dict__["dropout"] = self.dropout
-
-
-class Mark:
-    """What a module of an applied model remembers: the flags its own parameters had, by name.
-
-    A copy or an unpickled model keeps the flags but has no handle: there `live` is false. `inner`
-    is true for all modules but the one the plan was applied to.
-    """
-
-    def __init__(self, flags: dict[str, bool], inner: bool) -> None:
-        self.flags = flags
-        self.inner = inner
-        self.live = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"live": False}
-
-
-class _Change(NamedTuple):
-    """What differs between two phases, by row."""
-
-    freeze: tuple[int, ...]
-    unfreeze: tuple[int, ...]
-    hold: tuple[tuple[int, bool], ...]
-    let_go: tuple[int, ...]
 
 
 class AppliedPlan:
@@ -104,39 +56,110 @@ class AppliedPlan:
         >>> applied.release()
     """
 
-    def __init__(self, resolved: ResolvedPlan, walked: Walk) -> None:
+    def __init__(self, resolved: ResolvedPlan, walked: Walk, drops: bool) -> None:
         """Binds the handle to the model's modules; `FreezePlan.apply` is the way in."""
         self.resolved = resolved
         self.phase = resolved.phases[0]
         self._modules = walked.modules
-        self._modes = [module.training for module in walked.modules]
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._writer = Writer(resolved, walked.modules)
+        self._steps = Optimizers(resolved, self._writer, drops, self._stepped)
+        self._stalls = Stalls(resolved.metrics)
+        self._clock: dict[str, int | None] = {"epoch": None, "step": None}
+        self._waiting = _NOTHING
+        self._guards: WeakSet[Guard] = WeakSet()
         self._released = False
-        self._changes: dict[tuple[int, int], _Change] = {}
 
-    def advance(self, *, epoch: int | None = None, step: int | None = None) -> None:
+    def advance(
+        self,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
         """Puts the model into the phase of a moment: opens and closes what is due.
 
-        Depends on the moment alone, not on the calls before it, so a resumed run needs one call.
+        Depends on the moment alone (and on when rules that wait for a metric opened), not on the
+        calls before it, so a resumed run needs one call. In the middle of an accumulation window
+        of an attached optimizer, what closes does so at once and its gathered gradients are
+        dropped; what opens waits for the optimizer's next step.
 
         Args:
             epoch: 0-based epoch; needed where the plan counts in epochs.
-            step: 0-based optimizer step; needed where the plan counts in steps.
+            step: 0-based optimizer step; needed where the plan counts in steps, as it does with
+                `warmup_steps`, and then before every step.
+            metrics: what was measured just before this moment, by name, for rules with
+                `at_metric`. A moment counts once. With several ranks every rank must pass it, and
+                the value of rank 0 counts.
 
         Raises:
-            PlanError: the clock the plan uses is missing or negative.
-            FreezekitError: the plan was released, or a part of the model was replaced.
+            PlanError: the clock the plan uses is missing or negative, or the metric that the plan
+                waits for is not among `metrics`.
+            FreezekitError: the plan was released, a part of the model was replaced, or the plan
+                needs an attached optimizer and has none.
         """
         self._check_live()
-        phase = self.resolved.at(epoch=epoch, step=step)
-        if phase is self.phase:
-            return
-        self._check_whole()
-        key = (self.phase.index, phase.index)
-        if key not in self._changes:
-            self._changes[key] = self._change(*key)
-        self._carry_out(self._changes[key])
+        self._steps.put_back()
+        self._steps.check_complete()
+        now, unit = self._now(epoch, step)
+        if metrics is not None and self.resolved.metrics:
+            self._stalls.observe(now, unit, metrics)
+        self._move(now)
+        self._clock = {"epoch": epoch, "step": step}
+
+    def _now(self, epoch: int | None, step: int | None) -> tuple[int, str]:
+        """Returns the moment and what it is counted in."""
+        time = self.resolved._cascade.time
+        if time.unit is not None or not (time.metrics or time.warms):
+            return self.resolved._now(epoch, step), time.unit or ""
+        if time.warms:
+            if step is None:
+                raise PlanError("the plan warms up in steps; pass step=...")
+            return whole_number("step", step, 0), "step"
+        given = {key: at for key, at in (("step", step), ("epoch", epoch)) if at is not None}
+        unit = self._stalls.unit or next(iter(given), "epoch")
+        if unit not in given:
+            raise PlanError(f"the plan waits for a metric; pass {unit}=...")
+        return whole_number(unit, given[unit], 0), unit
+
+    def _last(self) -> int:
+        """Returns the moment of the last `advance`, 0 before the first."""
+        if all(each is None for each in self._clock.values()):
+            return 0
+        return self._now(**self._clock)[0]
+
+    def _move(self, now: int) -> None:
+        """Carries out the phase of a moment."""
+        phase = self.resolved._phase_at(now, self._stalls.opened(now))
+        if phase is not self.phase:
+            self._enter(phase, now)
+        elif self._waiting is not _NOTHING:
+            self._stepped()
+        self._steps.tick(now)
+
+    def _enter(self, phase: Phase, now: int) -> None:
+        change = self._writer.change(self.phase.index, phase.index)
+        self._writer.check(change)
+        waits = bool(change.unfreeze or self._waiting.unfreeze) and self._steps.gathers()
+        if self._waiting is not _NOTHING:
+            change = _joined(self._waiting, change)
+        if waits:
+            self._writer.carry_out(change._replace(unfreeze=(), let_go=()))
+            self._waiting = change._replace(freeze=(), hold=())
+        else:
+            self._writer.carry_out(change)
+            self._waiting = _NOTHING
         self.phase = phase
+        opened = self._stalls.fired
+        self._steps.enter(phase, self.resolved._path(now, opened), opened)
+        self._steps.drop()
+        self._narrow_guards()
+
+    def _stepped(self) -> None:
+        """Opens what waited for the end of an accumulation window, if it has ended."""
+        if self._waiting is not _NOTHING and not self._steps.gathers():
+            self._writer.carry_out(self._waiting)
+            self._waiting = _NOTHING
+            self._narrow_guards()
 
     def param_groups(
         self, pattern: str = "**", *, lr: float, weight_decay: float | None = None
@@ -173,7 +196,7 @@ class AppliedPlan:
             1.bias/no_decay 0.01 0.0
         """
         self._check_live()
-        self._check_whole()
+        self._writer.check_whole()
         if not (is_real(lr) and lr > 0):
             raise PlanError(f"param_groups: lr must be a positive finite number, got {lr!r}")
         if weight_decay is not None and not (is_real(weight_decay) and weight_decay >= 0):
@@ -185,9 +208,11 @@ class AppliedPlan:
             raise FreezekitError(
                 f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
             )
-        names = self.resolved._tree.names
+        names, find = self.resolved._tree.names, self._writer.parameter
+        for rule in rules:
+            self._steps.set_base(rule.rows, Base(float(lr), weight_decay))
         return [
-            {"params": [(names[row], self._parameter(row)) for row in rule.rows]}
+            {"params": [(names[row], find(row)) for row in rule.rows]}
             | rule.settings(lr, weight_decay)
             for rule in rules
         ]
@@ -224,51 +249,127 @@ class AppliedPlan:
             {'1': 0.1}
         """
         if isinstance(cls, type) and issubclass(cls, torch.optim.LBFGS):
-            raise FreezekitError(_LBFGS)
+            raise FreezekitError(LBFGS)
         build: Callable[..., OptimizerT] = cls
         optimizer = build(self.param_groups(pattern, lr=lr), lr=lr, **options)
         self.attach(optimizer)
         return optimizer
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> None:
-        """Tells the plan which optimizers train the model.
+        """Tells the plan which optimizers train the model, before or after their LR schedulers.
+
+        What the plan changes while a parameter trains (its lr, weight decay or options,
+        `warmup_steps`, `rows`) is done inside their steps, by hooks that multiply and put back.
+        Their `load_state_dict` matches state by parameter name from now on.
 
         Args:
             *optimizers: built from `param_groups`, or by hand.
 
         Raises:
             FreezekitError: two optimizers hold the same parameter, one cannot leave frozen
-                parameters alone or lacks an option that the plan sets, or the plan was released.
+                parameters alone or lacks an option that the plan sets, a param group holds
+                parameters that the plan changes at different times, or the plan was released.
         """
         self._check_live()
-        self._check_whole()
-        names = {
-            id(self._parameter(row)): name for row, name in enumerate(self.resolved._tree.names)
-        }
-        taken: set[int] = set()
-        for optimizer in dict.fromkeys((*self._optimizers, *optimizers)):
-            _check_optimizer(optimizer, self.resolved)
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                if id(parameter) in taken and id(parameter) in names:
-                    raise FreezekitError(
-                        f"{names[id(parameter)]!r} is in two optimizers; build each from a "
-                        "param_groups(pattern) of its own"
-                    )
-                taken.add(id(parameter))
-        self._optimizers = list(dict.fromkeys((*self._optimizers, *optimizers)))
+        self._writer.check_whole()
+        self._steps.attach(optimizers)
+        self._refresh()
 
     def lrs(self) -> dict[str, float]:
-        """Returns the learning rate of each group of the attached optimizers, by group name.
+        """Returns the effective learning rate of each group, by group name.
+
+        It is what the next step multiplies updates by: with the factors that the plan has in this
+        phase and the warm-up at the last `advance`; 0 for a group that is frozen now.
 
         Raises:
             FreezekitError: the plan was released.
         """
         self._check_live()
-        groups = [group for each in self._optimizers for group in each.param_groups]
+        return self._steps.lrs()
+
+    def guard(self) -> Guard:
+        """Returns a context manager that proves that what is frozen throughout did not change.
+
+        Covers frozen parameters and the buffers of held modules, bit for bit, without a copy of
+        the model. What opens on the way is left out from then on.
+
+        Raises:
+            FrozenChangedError: at the end of the block, naming every tensor that changed.
+            FreezekitError: the plan was released.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan, FrozenChangedError
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> applied = FreezePlan().freeze("[0]").apply(model)
+            >>> try:
+            ...     with applied.guard():
+            ...         _ = model[0].bias.data.add_(1)
+            ... except FrozenChangedError as error:
+            ...     print(error.names)
+            ('0.bias',)
+        """
+        self._check_live()
+        guard = Guard(self._frozen, self._why)
+        self._guards.add(guard)
+        return guard
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the clock, the plan and its fingerprint, the metric state and the groups' names.
+
+        Plain data with the same keys at any time: `torch.save` and `torch.distributed.checkpoint`
+        take it, and `torch.load(weights_only=True)` gives it back.
+
+        Raises:
+            FreezekitError: the plan was released.
+        """
+        self._check_live()
         return {
-            group.get("name", f"group {number}"): float(group["lr"])
-            for number, group in enumerate(groups)
+            "version": _STATE_VERSION,
+            "clock": dict(self._clock),
+            "fingerprint": fingerprint(self.resolved),
+            "plan": plan_text(self.resolved),
+            "metrics": self._stalls.state_dict(),
+            "groups": self._steps.names(),
         }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Takes back a state and puts the model into its phase.
+
+        Model, optimizers, LR schedulers and this may be loaded in any order.
+
+        Args:
+            state: what `state_dict` returned.
+            strict: refuse a state of a plan that means something else; otherwise warn, and match
+                optimizers that are loaded later by parameter name as far as they go.
+
+        Raises:
+            FreezekitError: the state is of another plan, saying where the two differ, or was
+                written by another version.
+        """
+        self._check_live()
+        missing = self.state_dict().keys() - dict(state).keys()
+        if missing or state["version"] != _STATE_VERSION:
+            raise FreezekitError(
+                f"this is no state of an applied plan that this version reads: missing "
+                f"{sorted(missing)}, version {dict(state).get('version')!r}"
+            )
+        differs = ""
+        if state["fingerprint"] != fingerprint(self.resolved):
+            differs = difference(state["plan"], self.resolved, self._modules[0])
+        if differs and strict:
+            raise FreezekitError(
+                f"the state was saved under another plan (saved -> now):\n{differs}\napply the "
+                "plan it was saved with, or pass strict=False to go on with this one"
+            )
+        if differs:
+            warnings.warn(f"going on under another plan (saved -> now):\n{differs}", stacklevel=2)
+        self._steps.lenient = not strict
+        self._stalls.load_state_dict(state["metrics"])
+        clock = dict(state["clock"])
+        self._clock = {"epoch": clock["epoch"], "step": clock["step"]}
+        self._move(self._last())
+        self._refresh()
 
     def release(self) -> None:
         """Gives the model back as it was: flags, modes, no trace of the plan. May be repeated.
@@ -278,17 +379,10 @@ class AppliedPlan:
         """
         if self._released:
             return
-        tree = self.resolved._tree
-        ruled = [any(d.decided for d in outcome.decisions) for outcome in self.resolved._outcomes]
-        for row, outcome in enumerate(self.resolved._outcome_ids):
-            parameter = self._find(row)
-            if ruled[outcome] and parameter is not None:
-                parameter.requires_grad = tree.flags[row]
-        self._let_go(range(len(self._modules)), restore=True)
-        for module in self._modules:
-            module.__dict__.pop(MARK, None)
-        self._optimizers.clear()
+        self._steps.remove()
+        self._writer.release()
         self._released = True
+        self._narrow_guards()
 
     def __enter__(self) -> Self:
         return self
@@ -306,138 +400,58 @@ class AppliedPlan:
         return f"<AppliedPlan: {state}>"
 
     def _start(self) -> None:
-        """Marks the model and carries out the first phase. Everything was checked."""
-        tree, resolved = self.resolved._tree, self.resolved
-        self._let_go(range(len(self._modules)), restore=True)
-        self._modes = [module.training for module in self._modules]
-        flags: dict[int, dict[str, bool]] = {0: {}}
-        for row, flag in enumerate(tree.flags):
-            self._parameter(row).requires_grad = flag
-            flags.setdefault(tree.owners[row], {})[self._leaf(row)] = flag
-        for owner, known in flags.items():
-            self._modules[owner].__dict__[MARK] = Mark(known, inner=owner > 0)
-        decisions = [outcome.decisions[0] for outcome in resolved._outcomes]
-        rows = [*enumerate(decisions[each] for each in resolved._outcome_ids)]
-        held, kept = resolved._held(0)
-        change = _Change(
-            freeze=tuple(row for row, each in rows if each.decided and not each.trainable),
-            unfreeze=tuple(row for row, each in rows if each.trainable and not tree.flags[row]),
-            hold=tuple((row, row in kept) for row, is_held in enumerate(held) if is_held),
-            let_go=(),
-        )
-        self._carry_out(change)
+        """Carries out the first phase. Everything was checked."""
+        self._writer.start()
+        self._refresh()
 
-    def _change(self, before: int, after: int) -> _Change:
-        """Returns what differs between two phases."""
-        resolved = self.resolved
-        turned = [o.decisions[after].trainable - o.decisions[before].trainable
-                  for o in resolved._outcomes]  # fmt: skip
-        rows = [(row, turned[each]) for row, each in enumerate(resolved._outcome_ids)]
-        (old, old_kept), (new, new_kept) = resolved._held(before), resolved._held(after)
-        return _Change(
-            freeze=tuple(row for row, turn in rows if turn < 0),
-            unfreeze=tuple(row for row, turn in rows if turn > 0),
-            hold=tuple(
-                (row, row in new_kept)
-                for row, is_held in enumerate(new)
-                if is_held and (not old[row] or (row in old_kept) != (row in new_kept))
-            ),
-            let_go=tuple(row for row, was in enumerate(old) if was and not new[row]),
-        )
+    def _refresh(self) -> None:
+        """Sets up the present phase anew for optimizers that were attached or state that came."""
+        now = self._last()
+        opened = self._stalls.fired
+        self._steps.enter(self.phase, self.resolved._path(now, opened), opened)
+        self._steps.tick(now)
+        self._steps.drop()
 
-    def _carry_out(self, change: _Change) -> None:
-        closing = [self._parameter(row) for row in change.freeze]
-        opening = [self._parameter(row) for row in change.unfreeze]
-        for row, parameter in zip(
-            (*change.freeze, *change.unfreeze), (*closing, *opening), strict=True
-        ):
-            _check_writable(self.resolved._tree.names[row], parameter)
-        for row, parameter in zip(change.unfreeze, opening, strict=True):
-            _check_can_train(self.resolved._tree.names[row], parameter)
-        for parameter in closing:
-            parameter.requires_grad = False
-            parameter.grad = None
-        for parameter in opening:
-            parameter.requires_grad = True
-        self._let_go(change.let_go, restore=False)
-        self._hold(change.hold)
-
-    def _hold(self, rows: Iterable[tuple[int, bool]]) -> None:
-        """Holds modules in eval, or in train mode without dropout where told to."""
-        holds = []
-        for row, train in rows:
-            module = self._modules[row]
-            hold = module.__dict__.get("train")
-            if not isinstance(hold, Hold):
-                hold = Hold(module, train, self._modes[row])
-                module.__dict__["train"] = hold
-            hold.mode = train
-            if train and hold.dropout is None:
-                hold.dropout = module.__dict__["dropout"]
-                module.__dict__["dropout"] = 0.0
-            holds.append((hold, hold.asked))
-        for hold, _ in holds:
-            _set_mode(hold.module, hold.mode)
-        for hold, asked in holds:
-            hold.asked = asked
-
-    def _let_go(self, rows: Iterable[int], *, restore: bool) -> None:
-        """Takes holds away, parents first.
-
-        A module takes its parent's mode, or, to `restore`, the mode it had before if nobody
-        switched since. Below a class with a `train` of its own, that one decides.
-        """
-        holds: dict[int, Hold] = {}
-        for row in rows:
-            hold = self._modules[row].__dict__.get("train")
-            if isinstance(hold, Hold):
-                holds[row] = hold
-                hold.remove()
-        parents, settled = self.resolved._tree.parents, set[int]()
-        for row, hold in holds.items():
-            kept = hold.replaced is not None or (restore and hold.asked is None)
-            if kept or parents[row] < 0:
-                mode = hold.before if kept or hold.asked is None else hold.asked
-            elif parents[row] in settled:
-                settled.add(row)
-                continue
-            else:
-                mode = self._modules[parents[row]].training
-            _set_mode(hold.module, mode)
-            if not kept and _has_own_train(hold.module):
-                settled.add(row)
+    def _narrow_guards(self) -> None:
+        """Takes what is not frozen any more out of every guard."""
+        for guard in self._guards:
+            guard.narrow()
 
     def _find(self, row: int) -> torch.nn.Parameter | None:
-        """Finds a parameter by module and name: the object may have been replaced."""
-        return self._modules[self.resolved._tree.owners[row]]._parameters.get(self._leaf(row))
+        return self._writer.find(row)
 
-    def _leaf(self, row: int) -> str:
-        tree = self.resolved._tree
-        return tree.names[row][len(tree.prefixes[tree.owners[row]]) :]
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return self._steps.all
 
-    def _parameter(self, row: int) -> torch.nn.Parameter:
-        parameter = self._find(row)
-        if parameter is None:
-            raise FreezekitError(
-                f"{self.resolved._tree.names[row]!r} is gone from the model since the plan was "
-                "applied; release the plan and apply it again"
-            )
-        return parameter
+    def _frozen(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors that are frozen now: parameters, and buffers of held modules."""
+        if self._released:
+            return {}
+        resolved = self.resolved
+        live = set(self._waiting.unfreeze)
+        found: dict[str, torch.Tensor] = {}
+        for row, outcome in enumerate(resolved._outcome_ids):
+            decision = resolved._outcomes[outcome].decisions[self.phase.index]
+            if not decision.trainable and row not in live:
+                parameter = self._writer.find(row)
+                if parameter is not None:
+                    found[resolved._tree.names[row]] = parameter
+        held, _ = resolved._held(self.phase.index)
+        for row, is_held in enumerate(held):
+            if is_held:
+                prefix = resolved._tree.prefixes[row]
+                for name, buffer in self._modules[row]._buffers.items():
+                    if buffer is not None:
+                        found[prefix + name] = buffer
+        return found
 
-    def _check_whole(self) -> None:
-        """Raises if a module was replaced since the plan was applied."""
-        tree = self.resolved._tree
-        for row, parent in enumerate(tree.parents):
-            if parent >= 0:
-                leaf = tree.prefixes[row][len(tree.prefixes[parent]) : -1]
-                child = self._modules[parent]._modules.get(leaf)
-                if child is not self._modules[row] and (
-                    child is None or unwrap(child) is not self._modules[row]
-                ):
-                    raise FreezekitError(
-                        f"{tree.prefixes[row][:-1]!r} was replaced since the plan was applied; "
-                        "release the plan and apply it again"
-                    )
+    def _why(self, name: str) -> str:
+        """Returns the likely cause of a change of a frozen tensor."""
+        path = {prefix[:-1]: row for row, prefix in enumerate(self.resolved._tree.prefixes)}
+        owner = path.get(name.rpartition(".")[0])
+        training = owner is not None and self._modules[owner].training
+        return likely_cause(name, self._frozen().get(name), self._optimizers, training)
 
     def _selected(self, pattern: str) -> Sequence[int]:
         """Returns the rows that a pattern selects."""
@@ -467,33 +481,29 @@ def apply(
     steps_per_epoch: int | None = None,
     total_epochs: int | None = None,
     total_steps: int | None = None,
+    on_freeze: Literal["keep", "drop"] = "keep",
 ) -> AppliedPlan:
     """Carries a plan out on a model; see `FreezePlan.apply`."""
+    if on_freeze not in ("keep", "drop"):
+        raise PlanError(f"on_freeze must be 'keep' or 'drop', got {on_freeze!r}")
     resolved, walked = bind(plan, model, steps_per_epoch, total_epochs, total_steps)
     _check_free(walked)
+    time = resolved._cascade.time
+    if time.warms and time.unit == "epoch":
+        raise PlanError(
+            "warmup_steps counts in steps and the plan's moments in epochs; pass "
+            "steps_per_epoch=..."
+        )
     _check_trains(resolved)
-    _check_carried_out(resolved)
-    applied = AppliedPlan(resolved, walked)
+    applied = AppliedPlan(resolved, walked, drops=on_freeze == "drop")
     for row, name in enumerate(resolved._tree.names):
-        _check_writable(name, applied._parameter(row))
+        check_writable(name, applied._writer.parameter(row))
     try:
         applied._start()
     except BaseException:
         applied.release()
         raise
     return applied
-
-
-def _has_own_train(module: torch.nn.Module) -> bool:
-    return type(module).train is not torch.nn.Module.train
-
-
-def _set_mode(module: torch.nn.Module, mode: bool) -> None:
-    """Sets the mode of one module; a `train` of its class's own is asked to do it."""
-    if _has_own_train(module):
-        type(module).train(module, mode)
-    else:
-        module.training = mode
 
 
 def _check_free(walked: Walk) -> None:
@@ -524,51 +534,11 @@ def _check_trains(resolved: ResolvedPlan) -> None:
             )
 
 
-def _check_carried_out(resolved: ResolvedPlan) -> None:
-    """Refuses what this release resolves and shows but does not carry out."""
-    for number, outcome in enumerate(resolved._outcomes):
-        seen = [each for each in (d.optimized() for d in outcome.decisions) if each is not None]
-        if any(each.rows for each in outcome.decisions):
-            what = "rows=..."
-        elif any(each.warmup_steps for each in seen):
-            what = "warmup_steps"
-        elif len(set(seen)) > 1:
-            what = "a learning rate, weight decay or option that changes during training"
-        else:
-            continue
-        name = resolved._tree.names[resolved._outcome_ids.index(number)]
-        raise FreezekitError(
-            f"{name!r}: {what} is resolved and shown by this release but not carried out; leave it "
-            "out of the plan to apply it"
-        )
-
-
-def _check_writable(name: str, parameter: torch.nn.Parameter) -> None:
-    if is_lazy(parameter) or (parameter.is_leaf and not parameter.is_inference()):
-        return
-    kind = "not a leaf tensor" if parameter.is_inference() is False else "an inference tensor"
-    raise FreezekitError(
-        f"{name!r} is {kind}, so torch cannot change whether it trains; rebuild it as a "
-        "torch.nn.Parameter outside torch.inference_mode()"
+def _joined(waiting: Change, change: Change) -> Change:
+    """Returns a change with what still waits to be opened, unless it closes again."""
+    closing, held = set(change.freeze), {row for row, _ in change.hold}
+    unfreeze = [row for row in waiting.unfreeze if row not in closing]
+    let_go = [row for row in waiting.let_go if row not in held]
+    return change._replace(
+        unfreeze=[*unfreeze, *change.unfreeze], let_go=sorted([*let_go, *change.let_go])
     )
-
-
-def _check_can_train(name: str, parameter: torch.nn.Parameter) -> None:
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise FreezekitError(
-            f"{name!r} is {parameter.dtype} since the plan was applied and cannot train; release "
-            "the plan and apply it again"
-        )
-
-
-def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
-    """Raises for what is no optimizer, cannot leave frozen parameters alone, or lacks an option."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise FreezekitError(f"attach takes optimizers, got {type(optimizer).__name__}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise FreezekitError(_LBFGS)
-    for outcome in resolved._outcomes:
-        for key in (key for decision in outcome.decisions for key, _ in decision.options):
-            if key not in optimizer.defaults:
-                known = did_you_mean(key, optimizer.defaults)
-                raise FreezekitError(f"{type(optimizer).__name__} has no option {key!r}{known}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ._automaton import Automaton
 from ._names import Alias, Tree
 from ._rules import Pairs, Rule
-from ._timeline import Timeline
+from ._timeline import Entry, Timeline
 from .errors import PlanError
 
 FLAG, SMALL, FIXED = 1, 2, 4
@@ -28,9 +28,11 @@ class Decision(NamedTuple):
         lr_mult: factor on the base learning rate.
         weight_decay: weight decay.
         warmup_steps: optimizer steps of warm-up after each opening.
+        warmup_from: when the rule that says so opens, as in `Timeline.openings`.
         options: other keys of its param group.
         frozen_mode: "train" leaves the mode of its modules alone.
         rows: slice of rows, named by the rule that decided `trainable`.
+        rows_train: whether those rows train and the others do not, or the reverse.
     """
 
     trainable: bool
@@ -39,9 +41,11 @@ class Decision(NamedTuple):
     lr_mult: float | None = None
     weight_decay: float | None = None
     warmup_steps: int | None = None
+    warmup_from: tuple[int, int] | None = None
     options: Pairs = ()
     frozen_mode: str | None = None
     rows: str | None = None
+    rows_train: bool = True
 
     def optimized(self) -> Decision | None:
         """Returns what an optimizer sees of it; None: frozen."""
@@ -52,28 +56,25 @@ class Outcome(NamedTuple):
     """What the plan means for all parameters that the same rules select.
 
     Attributes:
-        histories: one for each stretch of the timeline, or for each phase.
+        histories: one for each cell of the timeline, or for each phase.
         decisions: what holds in each.
     """
 
     histories: tuple[History, ...]
     decisions: tuple[Decision, ...]
 
-    def at(self, stretches: Sequence[int]) -> Outcome:
-        """Returns the outcome in the given stretches only."""
+    def at(self, cells: Sequence[int]) -> Outcome:
+        """Returns the outcome in the given cells only."""
         return Outcome(
-            tuple(self.histories[k] for k in stretches), tuple(self.decisions[k] for k in stretches)
+            tuple(self.histories[k] for k in cells), tuple(self.decisions[k] for k in cells)
         )
 
 
-class Cascade:
-    """The rules of a plan, ready to decide for sets of patterns that match."""
+class Selection:
+    """Which rules of a plan select what, by the patterns that match."""
 
-    def __init__(self, rules: Sequence[Rule], automaton: Automaton, time: Timeline) -> None:
-        """Reads what each rule sets."""
-        self.rules = rules
-        self.time = time
-        self._settings = [settings(rule) for rule in rules]
+    def __init__(self, rules: Sequence[Rule], automaton: Automaton) -> None:
+        """Lays out the patterns of each rule."""
         self._accepts = automaton.accepts
         self._patterns: list[list[tuple[int, bool]]] = []
         identifier = 0
@@ -82,15 +83,43 @@ class Cascade:
             self._patterns.append([(i, automaton.patterns[i].negated) for i in ids])
             identifier += len(rule.patterns)
 
-    def outcome(self, accept: int, traits: int) -> Outcome:
-        """Returns what holds where the patterns of an accept id match."""
-        matched = self._accepts[accept]
+    def selects(self, source: int, accept: int) -> bool | None:
+        """Returns whether a rule selects, takes away (False) or does not reach (None)."""
+        matched, selected = self._accepts[accept], None
+        for identifier, negated in self._patterns[source]:
+            if identifier in matched:
+                selected = not negated
+        return selected
+
+
+class Cascade:
+    """The rules of a plan, ready to decide for sets of patterns that match."""
+
+    def __init__(self, entries: Sequence[Entry], selection: Selection, time: Timeline) -> None:
+        """Reads what each rule sets."""
+        self.entries = entries
+        self.time = time
+        self._selection = selection
+        self._settings = [settings(entry.rule) for entry in entries]
+
+    def outcome(self, accept: int, traits: int, layer: int) -> Outcome:
+        """Returns what holds where the patterns of an accept id match.
+
+        Args:
+            accept: the accept id.
+            traits: of a parameter; 0 for a module's buffers.
+            layer: where it stands, for rules that select in some layers only.
+        """
         selected = [
             number
-            for number, rule in enumerate(self.rules)
-            if self._selects(number, matched) and (rule.verb != "no_decay" or traits & SMALL)
+            for number, entry in enumerate(self.entries)
+            if self._selects(number, accept)
+            and (entry.rule.verb != "no_decay" or traits & SMALL)
+            and (entry.layers is None or layer in entry.layers)
         ]
-        return self._decided([self._history(selected, live) for live in self.time.active], traits)
+        return self._decided(
+            [self._history(selected, cell.active) for cell in self.time.cells], traits
+        )
 
     def tied(
         self,
@@ -108,15 +137,15 @@ class Cascade:
         Raises:
             PlanError: two names decide a property differently, or a rule takes one of them away.
         """
-        name, matched = tree.names[row], self._accepts[tree.accepts[row]]
+        name, accept = tree.names[row], tree.accepts[row]
         merged = []
-        for stretch, history in enumerate(own.histories):
+        for cell, history in enumerate(own.histories):
             names = dict.fromkeys(history, name)
             whole = dict(history)
             for alias, outcome in others:
                 self._check_kept(history, name, alias)
-                for key, numbers in outcome.histories[stretch].items():
-                    if self._selects(numbers[-1], matched) is not None:
+                for key, numbers in outcome.histories[cell].items():
+                    if self._selects(numbers[-1], accept) is not None:
                         continue
                     if key not in whole:
                         whole[key], names[key] = numbers, alias.name
@@ -127,32 +156,28 @@ class Cascade:
         return self._decided(merged, traits)
 
     def effective(self, outcomes: Iterable[Outcome]) -> set[int]:
-        """Returns the rules that change something somewhere at some time."""
+        """Returns the plan's rules that change something somewhere at some time."""
         found: set[int] = set()
-        stretches = [k for k, start in enumerate(self.time.starts) if not self.time.is_over(start)]
+        cells = [k for k, each in enumerate(self.time.cells) if not self.time.is_over(each.start)]
         for outcome in outcomes:
-            for stretch in stretches:
-                decision = outcome.decisions[stretch]
-                for key, numbers in outcome.histories[stretch].items():
+            for cell in cells:
+                decision = outcome.decisions[cell]
+                for key, numbers in outcome.histories[cell].items():
                     matters = decision.trainable != (key == "frozen_mode")
                     if key == "trainable":
-                        matters = self.value(key, numbers)[0] == decision.trainable
+                        wanted, rows = self.value(key, numbers)
+                        matters = rows is not None or wanted == decision.trainable
                     if matters:
-                        found.add(numbers[-1])
+                        found.add(self.entries[numbers[-1]].source)
         return found
 
-    def _selects(self, number: int, matched: frozenset[int]) -> bool | None:
-        """Returns whether a rule selects, takes away (False) or does not reach (None)."""
-        selected = None
-        for identifier, negated in self._patterns[number]:
-            if identifier in matched:
-                selected = not negated
-        return selected
+    def _selects(self, number: int, accept: int) -> bool | None:
+        return self._selection.selects(self.entries[number].source, accept)
 
     def _check_kept(self, history: History, name: str, alias: Alias) -> None:
         """Raises where the rule that decides through one name takes the other away."""
         for numbers in history.values():
-            if self._selects(numbers[-1], self._accepts[alias.accept]) is False:
+            if self._selects(numbers[-1], alias.accept) is False:
                 raise PlanError(
                     f"{self.label(numbers[-1])}: it selects {name!r} and takes away "
                     f"{alias.name!r}, but the two name one tied tensor; take {name!r} away as "
@@ -178,13 +203,15 @@ class Cascade:
         said = {key: self.value(key, numbers) for key, numbers in history.items()}
         trainable, rows = said.get("trainable", (bool(traits & FLAG), None))
         unit, rate = said.get("lr", (None, None))
+        warms = history.get("warmup_steps")
         return Decision(
-            trainable=trainable and not traits & FIXED,
+            trainable=(trainable or rows is not None) and not traits & FIXED,
             decided="trainable" in said,
             lr=rate if unit == "lr" else None,
             lr_mult=rate if unit == "lr_mult" else None,
             weight_decay=said.get("weight_decay"),
             warmup_steps=said.get("warmup_steps"),
+            warmup_from=self.time.openings[warms[-1]] if warms else None,
             options=tuple(
                 (key.removeprefix("options."), said[key])
                 for key in sorted(said)
@@ -192,6 +219,7 @@ class Cascade:
             ),
             frozen_mode=said.get("frozen_mode"),
             rows=rows,
+            rows_train=trainable or rows is None,
         )
 
     def _conflict(
@@ -207,8 +235,8 @@ class Cascade:
         )
 
     def label(self, number: int) -> str:
-        """Returns how messages name a rule."""
-        return f"rule {number + 1}, {self.rules[number].call}"
+        """Returns how messages name an entry's rule."""
+        return self.entries[number].label
 
 
 def settings(rule: Rule) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Change:
         start: first epoch or step (0-based) at which the two differ so.
         before: what holds under the first plan; None where no rule says.
         after: what holds under the other; equal to `before` where a difference ends.
+        stalls: how many metric-driven rules have opened by then.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Change:
     start: int
     before: Any
     after: Any
+    stalls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,13 @@ class PlanDiff:
             return "no difference"
         groups: dict[tuple[Any, ...], list[str]] = {}
         for change in self.changes:
-            kind = (change.start, change.key, repr(change.before), repr(change.after))
+            when = f"from {self.unit} {change.start}: " if self.unit else ""
+            if change.stalls:
+                when = f"once {change.stalls} metric-driven rules have opened, {when}"
+            kind = (when, change.key, repr(change.before), repr(change.after))
             groups.setdefault(kind, []).append(change.name)
         lines = []
-        for (start, key, before, after), names in groups.items():
-            when = f"from {self.unit} {start}: " if self.unit else ""
+        for (when, key, before, after), names in groups.items():
             values = f"{before} in both" if before == after else f"{before} -> {after}"
             lines.append(f"{when}{key}: {values} for {counted(names, 'parameter')}")
         for only, where in ((self.only_before, "first"), (self.only_after, "other")):
@@ -173,13 +177,15 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
             "one plan counts in epochs and the other in steps; resolve both with "
             "steps_per_epoch=... and moments in one unit"
         )
-    starts = sorted({phase.start for plan in (ours, theirs) for phase in plan.phases})
+    moments = {(phase.stalls, phase.start) for plan in (ours, theirs) for phase in plan.phases}
     mine, other = ours._tree.names, set(theirs._tree.names)
     common = [name for name in mine if name in other]
     changes: list[Change] = []
     last: dict[str, dict[str, tuple[Any, Any]]] = {}
-    for start in starts:
-        before, after = _phase_at(ours, start), _phase_at(theirs, start)
+    for stalls, start in sorted(moments):
+        before, after = (
+            plan._phase_at(start, min(stalls, len(plan.metrics))).index for plan in (ours, theirs)
+        )
         for name in common:
             pair = ours._decision(name, before), theirs._decision(name, after)
             now = {} if pair[0] == pair[1] else _differences(*pair)
@@ -187,16 +193,12 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
             for key in {**known, **now}:
                 if now.get(key) != known.get(key):
                     values = now.get(key) or (_said(pair[0], key), _said(pair[1], key))
-                    changes.append(Change(name, key, start, *values))
+                    changes.append(Change(name, key, start, *values, stalls))
             last[name] = now
     known_here = set(mine)
     gone = tuple(name for name in mine if name not in other)
     new = tuple(name for name in theirs._tree.names if name not in known_here)
     return PlanDiff(tuple(changes), gone, new, next(iter(units), None))
-
-
-def _phase_at(resolved: ResolvedPlan, moment: int) -> int:
-    return max(phase.index for phase in resolved.phases if phase.start <= moment)
 
 
 def _said(decision: Decision, key: str) -> Any:  # noqa: ANN401
@@ -227,8 +229,9 @@ def _reasons(
     options = dict(decision.options)
     for key, value in _values(decision):
         source = f"options.{key}" if key in options else sources.get(key, key)
-        numbers = [number + 1 for number in history.get(source, ())]
-        if key == "trainable" and numbers and cascade.value(key, history[key])[0] != value:
-            numbers = []
-        rule = numbers[-1] if numbers else None
-        yield Reason(phase, key, value, rule, tuple(numbers[:-1]))
+        numbers = history.get(source, ())
+        if key == "trainable" and numbers:
+            wanted, rows = cascade.value(key, numbers)
+            numbers = numbers if rows or wanted == value else ()
+        rules = [cascade.entries[number].source + 1 for number in numbers]
+        yield Reason(phase, key, value, rules[-1] if rules else None, tuple(rules[:-1]))

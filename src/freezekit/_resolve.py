@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from ._automaton import Automaton
-from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
+from ._builders import BUILDERS, expand
+from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome, Selection
+from ._layers import layer_ids
 from ._names import MARK, Tree, Walk, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
 from ._rules import parse_rows
 from ._suggest import Node, counted, no_match
-from ._timeline import timeline
+from ._timeline import Entry, timeline
 from .errors import PlanError
 
 
@@ -41,33 +44,68 @@ def bind(
         raise PlanError("the model is scripted, which fixes what trains; apply the plan before")
     if not isinstance(model, torch.nn.Module):
         raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    time = timeline(
-        plan.rules,
-        steps_per_epoch=steps_per_epoch,
-        total_epochs=total_epochs,
-        total_steps=total_steps,
-    )
     automaton = plan._automaton
     walked = walk(model, automaton)
     tree = walked.tree
     required = [not rule.missing_ok for rule in plan.rules for _ in rule.patterns]
     check_matches(automaton, walked, required)
     _recall_flags(walked)
-    cascade = Cascade(plan.rules, automaton, time)
+    selection = Selection(plan.rules, automaton)
+    layers = _layers(plan, walked)
+    entries = _entries(plan, tree, selection, layers)
+    time = timeline(
+        entries,
+        steps_per_epoch=steps_per_epoch,
+        total_epochs=total_epochs,
+        total_steps=total_steps,
+    )
+    cascade = Cascade(entries, selection, time)
     traits = _traits(plan, tree)
-    keys = [accept * 8 + trait for accept, trait in zip(tree.accepts, traits, strict=True)]
     bare = tree.bare()
-    buffer_keys = [tree.module_accepts[row] * 8 for row in bare]
+    keys = [*zip(tree.accepts, traits, layers, strict=True)]
+    buffer_keys = [(tree.module_accepts[row], 0, _layer_at(tree, layers, row)) for row in bare]
     ids = {key: number for number, key in enumerate(dict.fromkeys([*keys, *buffer_keys]))}
-    outcomes = [cascade.outcome(*divmod(key, 8)) for key in ids]
+    outcomes = [cascade.outcome(*key) for key in ids]
     outcome_ids = [ids[key] for key in keys]
-    _tie(cascade, tree, traits, outcomes, outcome_ids)
+    _tie(cascade, tree, traits, layers, outcomes, outcome_ids)
     buffer_ids = {row: ids[key] for row, key in zip(bare, buffer_keys, strict=True)}
     if tree.aliases:
         outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
     warnings = (*_idle(cascade, outcomes), *_fixed(cascade, tree, traits, outcomes, outcome_ids))
     return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
+
+
+def _layers(plan: FreezePlan, walked: Walk) -> Sequence[int]:
+    """Returns the layer of each parameter, all 0 for a plan that does not ask."""
+    if any(rule.verb in BUILDERS for rule in plan.rules):
+        return layer_ids(walked.tree)
+    return [0] * len(walked.tree.names)
+
+
+def _layer_at(tree: Tree, layers: Sequence[int], row: int) -> int:
+    """Returns the layer of a module without parameters: that of the last one before it."""
+    return layers[max(bisect(tree.owners, row) - 1, 0)] if layers else 0
+
+
+def _entries(
+    plan: FreezePlan, tree: Tree, selection: Selection, layers: Sequence[int]
+) -> list[Entry]:
+    """Returns the plan's rules, builders replaced by what they stand for."""
+    reached = {*zip(tree.accepts, layers, strict=True)}
+    reached |= {(alias.accept, layers[alias.row]) for alias in tree.aliases}
+    entries = []
+    for source, rule in enumerate(plan.rules):
+        label = f"rule {source + 1}, {rule.call}"
+        if rule.verb in BUILDERS:
+            rungs = {layer for accept, layer in reached if selection.selects(source, accept)}
+            entries += [
+                Entry(plain, source, label, within)
+                for within, plain in expand(rule, sorted(rungs), max(layers, default=0))
+            ]
+        else:
+            entries.append(Entry(rule, source, label))
+    return entries
 
 
 def _recall_flags(walked: Walk) -> None:
@@ -153,6 +191,7 @@ def _tie(
     cascade: Cascade,
     tree: Tree,
     traits: Sequence[int],
+    layers: Sequence[int],
     outcomes: list[Outcome],
     outcome_ids: list[int],
 ) -> None:
@@ -164,7 +203,7 @@ def _tie(
     for row, aliases in others.items():
         own = outcomes[outcome_ids[row]]
         reached = [
-            (tree.aliases[at], cascade.outcome(tree.aliases[at].accept, traits[row]))
+            (tree.aliases[at], cascade.outcome(tree.aliases[at].accept, traits[row], layers[row]))
             for at in aliases
         ]
         outcome_ids[row] = len(outcomes)
@@ -188,7 +227,7 @@ def _check_rows(
     cascade: Cascade, tree: Tree, outcomes: Sequence[Outcome], outcome_ids: Sequence[int]
 ) -> None:
     """Raises where a rule with rows does not name exactly one tensor that has them."""
-    for number, rule in enumerate(cascade.rules):
+    for number, rule in enumerate(entry.rule for entry in cascade.entries):
         if rule.rows is None:
             continue
         deciding = {
@@ -220,26 +259,23 @@ def _check_rows(
 
 def _idle(cascade: Cascade, outcomes: Sequence[Outcome]) -> list[str]:
     """Returns a sentence for each rule that can never have an effect."""
+    entries = cascade.entries
     effective = cascade.effective(outcomes)
-    reaching = {
-        number
-        for outcome in outcomes
-        for history in outcome.histories
-        for numbers in history.values()
-        for number in numbers
-    }
-    winning = {n[-1] for o in outcomes for history in o.histories for n in history.values()}
+    histories = [history for outcome in outcomes for history in outcome.histories]
+    deciding = [numbers for history in histories for numbers in history.values()]
+    reaching = {entries[number].source for numbers in deciding for number in numbers}
+    winning = {entries[numbers[-1]].source for numbers in deciding}
     sentences = []
-    for number in range(len(cascade.rules)):
-        if number in effective:
+    for source, label in {entry.source: entry.label for entry in entries}.items():
+        if source in effective:
             continue
-        if number not in reaching:
+        if source not in reaching:
             why = "it selects nothing"
-        elif number not in winning:
+        elif source not in winning:
             why = "later rules override all it says"
         else:
             why = "what it sets never comes to bear: nothing it decides for trains while it does"
-        sentences.append(f"{cascade.label(number)} has no effect: {why}")
+        sentences.append(f"{label} has no effect: {why}")
     return sentences
 
 
@@ -262,11 +298,11 @@ def _fixed(
         histories = outcomes[outcome_ids[row]].histories
         winners = {history["trainable"][-1] for history in histories if "trainable" in history}
         for number in winners:
-            if cascade.rules[number].verb == "unfreeze":
+            if cascade.entries[number].rule.verb == "unfreeze":
                 asked.setdefault(number, []).append(row)
     sentences = []
     for number, rows in asked.items():
-        named = set(cascade.rules[number].patterns)
+        named = set(cascade.entries[number].rule.patterns)
         for row in rows:
             if tree.names[row] in named:
                 raise PlanError(

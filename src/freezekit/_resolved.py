@@ -14,7 +14,7 @@ from ._cascade import Cascade, Decision, Outcome
 from ._modes import Fate, ModuleRow, held_modules, module_rows
 from ._names import Tree
 from ._plan import FreezePlan
-from ._rules import whole_number
+from ._rules import Rule, whole_number
 from ._suggest import counted
 from ._timeline import ClockUnit
 from .errors import PlanError
@@ -70,11 +70,15 @@ class Rows(Sequence[Row]):
 class Phase:
     """A maximal stretch of training in which nothing changes.
 
+    Where a rule waits for a metric, the phases before and after it opens follow each other in
+    the list, and `start` and `end` hold as far as the clock decides.
+
     Attributes:
         index: 0 for the first phase.
         start: its first epoch or step, 0-based.
         end: the first epoch or step after it; None for the last phase.
         unit: "epoch", "step", or None for a plan without moments.
+        stalls: how many metric-driven rules have opened.
 
     Example:
         >>> import torch
@@ -94,13 +98,14 @@ class Phase:
         index: int,
         start: int,
         end: int | None,
-        unit: ClockUnit | None,
+        stalls: int,
     ) -> None:
         """Views one phase of a resolved plan."""
         self.index = index
         self.start = start
         self.end = end
-        self.unit = unit
+        self.unit: ClockUnit | None = resolved._cascade.time.unit
+        self.stalls = stalls
         self._resolved = resolved
 
     @cached_property
@@ -136,13 +141,28 @@ class Phase:
         return decision.lr_mult * base
 
     def __str__(self) -> str:
-        if self.unit is None:
-            return "all of training"
+        return ", ".join(filter(None, [self._time(), self._event()])) or "all of training"
+
+    def _time(self) -> str:
+        """Returns what the clock says of the phase, nothing if it says all of training."""
+        if self.unit is None or (self.start == 0 and self.end is None and self._event()):
+            return ""
         if self.end is None:
             return f"from {self.unit} {self.start}"
         if self.end == self.start + 1:
             return f"{self.unit} {self.start}"
         return f"{self.unit}s {self.start} to {self.end - 1}"
+
+    def _event(self) -> str:
+        """Returns which metric the phase follows, or waits for if it is the first."""
+        monitors = [dict(rule.at_metric or ())["monitor"] for rule in self._resolved.metrics]
+        if not monitors:
+            return ""
+        if not self.stalls:
+            return f"until {monitors[0]} stalls"
+        last = monitors[self.stalls - 1]
+        times = monitors[: self.stalls].count(last)
+        return f"once {last} has stalled" + (f" {times} times" if times > 1 else "")
 
     def __repr__(self) -> str:
         live, all_ = len(self.trainable), len(self._resolved.rows)
@@ -188,24 +208,38 @@ class ResolvedPlan:
         self._outcome_ids = outcome_ids
         self._buffer_ids = buffer_ids
         self._outcomes = outcomes
-        time = cascade.time
-        kept = [k for k in range(len(time.starts)) if k == 0 or self._begins(k)]
+        cells = cascade.time.cells
+        kept = [k for k, cell in enumerate(cells) if cell.start == 0 or self._begins(k)]
         self._outcomes = [outcome.at(kept) for outcome in outcomes]
-        starts = [time.starts[k] for k in kept]
+        following = [*(cells[k] for k in kept[1:]), None]
         self.phases = tuple(
-            Phase(self, index, start, end, time.unit)
-            for index, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True))
+            Phase(
+                self,
+                index,
+                cells[k].start,
+                after.start if after and after.stalls == cells[k].stalls else None,
+                cells[k].stalls,
+            )
+            for index, (k, after) in enumerate(zip(kept, following, strict=True))
         )
+        self._starts = [(phase.stalls, phase.start) for phase in self.phases]
 
-    def at(self, *, epoch: int | None = None, step: int | None = None) -> Phase:
+    @property
+    def metrics(self) -> tuple[Rule, ...]:
+        """The rules that wait for a metric, in the order in which they open."""
+        return self._cascade.time.metrics
+
+    def at(self, *, epoch: int | None = None, step: int | None = None, stalls: int = 0) -> Phase:
         """Returns the phase at a moment of training.
 
         Args:
             epoch: 0-based epoch; needed where the plan counts in epochs.
             step: 0-based optimizer step; needed where the plan counts in steps.
+            stalls: how many of the rules that wait for a metric have opened by then.
 
         Raises:
-            PlanError: the clock the plan uses is missing or negative.
+            PlanError: the clock the plan uses is missing or negative, or fewer rules wait for a
+                metric.
 
         Example:
             >>> import torch
@@ -215,14 +249,42 @@ class ResolvedPlan:
             >>> resolved.at(step=99).frozen, resolved.at(step=100).frozen
             (frozenset({'weight'}), frozenset())
         """
+        waiting = len(self.metrics)
+        if whole_number("stalls", stalls, 0) > waiting:
+            raise PlanError(f"stalls={stalls}, but the plan's rules wait for {waiting} metrics")
+        return self._phase_at(self._now(epoch, step), stalls)
+
+    def _now(self, epoch: int | None, step: int | None) -> int:
+        """Returns the moment in the unit that the plan counts in, 0 if it counts in none."""
         unit = self._cascade.time.unit
         if unit is None:
-            return self.phases[0]
+            return 0
         now = {"epoch": epoch, "step": step}[unit]
         if now is None:
             raise PlanError(f"the plan counts in {unit}s; pass {unit}=...")
-        starts = [phase.start for phase in self.phases]
-        return self.phases[bisect(starts, whole_number(unit, now, 0)) - 1]
+        return whole_number(unit, now, 0)
+
+    def _phase_at(self, now: int, stalls: int) -> Phase:
+        return self.phases[bisect(self._starts, (stalls, now)) - 1]
+
+    def _path(self, now: int, opened: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns start and index of each phase of training up to a moment.
+
+        Args:
+            now: the moment.
+            opened: the moments at which the rules that wait for a metric opened.
+        """
+        path: list[tuple[int, int]] = []
+        edges = [0, *(at for at in opened if at <= now)]
+        for stalls, (begins, ends) in enumerate(zip(edges, [*edges[1:], now + 1], strict=True)):
+            path += [
+                (max(begins, phase.start), phase.index)
+                for phase in self.phases
+                if phase.stalls == stalls
+                and phase.start < ends
+                and (phase.end is None or phase.end > begins)
+            ]
+        return path
 
     @cached_property
     def unmentioned(self) -> tuple[str, ...]:
@@ -287,7 +349,9 @@ class ResolvedPlan:
         Raises:
             PlanError: as in `at`.
         """
-        phase = self._phase(epoch, step)
+        return self._module_rows(self._phase(epoch, step))
+
+    def _module_rows(self, phase: Phase) -> list[ModuleRow]:
         trains = [outcome.decisions[phase.index].trainable for outcome in self._outcomes]
         held, kept = self._held(phase.index)
         return module_rows(self._tree, [trains[each] for each in self._outcome_ids], held, kept)
@@ -323,18 +387,18 @@ class ResolvedPlan:
     def __repr__(self) -> str:
         return f"<ResolvedPlan: {len(self.rows)} parameters, {len(self.phases)} phases>"
 
-    def _begins(self, stretch: int) -> bool:
-        """Returns whether something changes where a stretch of the timeline begins."""
+    def _begins(self, cell: int) -> bool:
+        """Returns whether something changes where a cell of the timeline begins."""
         changed = {
             number
             for number, outcome in enumerate(self._outcomes)
-            if _differ(outcome.decisions[stretch - 1], outcome.decisions[stretch])
+            if _differ(outcome.decisions[cell - 1], outcome.decisions[cell])
         }
         if not changed:
             return False
         if not changed.isdisjoint(self._outcome_ids):
             return True
-        return self._held(stretch - 1) != self._held(stretch)
+        return self._held(cell - 1) != self._held(cell)
 
     def _phase(self, epoch: int | None, step: int | None) -> Phase:
         return self.phases[0] if epoch is None and step is None else self.at(epoch=epoch, step=step)

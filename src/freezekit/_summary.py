@@ -112,9 +112,7 @@ def summarize(resolved: ResolvedPlan, phase: Phase, *, depth: int | None = None)
 
 def rows_in(resolved: ResolvedPlan, phase: Phase) -> list[ModuleRow]:
     """Returns the modules as they are in one phase."""
-    if phase.unit is None:
-        return resolved.module_rows()
-    return resolved.module_rows(**{phase.unit: phase.start})
+    return resolved._module_rows(phase)
 
 
 def phase_text(resolved: ResolvedPlan, phase: Phase) -> str:

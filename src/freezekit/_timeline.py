@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ._rules import Rule, Unit, whole_number
 from .errors import PlanError
@@ -14,21 +14,58 @@ from .errors import PlanError
 ClockUnit = Literal["epoch", "step"]
 
 
+class Entry(NamedTuple):
+    """One rule of a plan, or one of those that a builder stands for.
+
+    Attributes:
+        rule: the rule, with a plain verb.
+        source: number of the plan's rule it comes from, 0 for the first.
+        label: how messages name that rule.
+        layers: the only layers it selects in; None: all.
+    """
+
+    rule: Rule
+    source: int
+    label: str
+    layers: frozenset[int] | None = None
+
+
+class Cell(NamedTuple):
+    """A stretch of training in which the same rules are in the list.
+
+    Attributes:
+        stalls: how many metric-driven rules have opened.
+        start: its first moment, as far as the clock decides.
+        active: the entries in the list.
+    """
+
+    stalls: int
+    start: int
+    active: frozenset[int]
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """When each rule of a plan is in the list.
 
     Attributes:
-        unit: what the clock counts; None for a plan without moments.
-        starts: first moment of each stretch in which the same rules are in the list.
-        active: for each stretch, which rules are.
+        unit: what the clock counts; None for a plan without such moments.
+        cells: by number of metric-driven rules that have opened, then by start.
+        openings: for each entry, the moment at which it opens, and the number of metric-driven
+            rules that must have opened, itself included; 0 for one that waits for no metric.
+        metrics: the plan's metric-driven rules in the order in which they open.
         total: length of all training in that unit, if known.
+        warms: whether a rule has `warmup_steps`, which count in steps.
+        context: the totals that were given, by argument name.
     """
 
     unit: ClockUnit | None
-    starts: tuple[int, ...]
-    active: tuple[frozenset[int], ...]
+    cells: tuple[Cell, ...]
+    openings: tuple[tuple[int, int], ...]
+    metrics: tuple[Rule, ...]
     total: int | None
+    warms: bool
+    context: dict[str, int | None]
 
     def is_over(self, moment: int) -> bool:
         """Returns whether training has ended by that moment."""
@@ -36,7 +73,7 @@ class Timeline:
 
 
 def timeline(
-    rules: Sequence[Rule],
+    entries: Sequence[Entry],
     *,
     steps_per_epoch: int | None,
     total_epochs: int | None,
@@ -53,9 +90,8 @@ def timeline(
         "total_epochs": total_epochs,
         "total_steps": total_steps,
     }
-    steps_per_epoch, total_epochs, total_steps = (
-        None if value is None else whole_number(name, value, 1) for name, value in given.items()
-    )
+    context = {k: None if v is None else whole_number(k, v, 1) for k, v in given.items()}
+    steps_per_epoch, total_epochs, total_steps = context.values()
     if steps_per_epoch and total_epochs:
         product = steps_per_epoch * total_epochs
         if total_steps not in (None, product):
@@ -64,32 +100,50 @@ def timeline(
                 f"total_epochs={total_epochs}, which is {product}; leave one of them out"
             )
         total_steps = product
+    rules = [entry.rule for entry in entries]
     units = {edge[0] for rule in rules for edge in (rule.opening, rule.closing) if edge}
-    unit = _clock_unit(rules, units, total_epochs, total_steps)
+    warms = any(rule.warmup_steps for rule in rules)
+    if warms and units and steps_per_epoch:
+        units.add("step")
+    unit = _clock_unit(units, total_epochs, total_steps)
     total = {"epoch": total_epochs, "step": total_steps}.get(unit or "")
-    windows = [
-        _window(number, rule, unit, steps_per_epoch, total) for number, rule in enumerate(rules, 1)
-    ]
+    windows = [_window(entry, unit, steps_per_epoch, total) for entry in entries]
+    waiting = list(dict.fromkeys(e.source for e in entries if e.rule.at_metric is not None))
+    needs = [waiting.index(e.source) + 1 if e.source in waiting else 0 for e in entries]
+    metrics = {e.source: e.rule for e in entries if e.source in waiting}
+    return Timeline(
+        unit=unit,
+        cells=_cells(windows, needs, len(waiting)),
+        openings=tuple((window[0], need) for window, need in zip(windows, needs, strict=True)),
+        metrics=tuple(metrics[source] for source in waiting),
+        total=total,
+        warms=warms,
+        context=context,
+    )
+
+
+def _cells(
+    windows: Sequence[tuple[int, int | None]], needs: Sequence[int], metrics: int
+) -> tuple[Cell, ...]:
     starts = sorted({0} | {edge for window in windows for edge in window if edge is not None})
-    active = tuple(
-        frozenset(i for i, (a, b) in enumerate(windows) if a <= start and (b is None or start < b))
+    return tuple(
+        Cell(
+            stalls,
+            start,
+            frozenset(
+                number
+                for number, (opens, closes) in enumerate(windows)
+                if needs[number] <= stalls and opens <= start and (closes is None or start < closes)
+            ),
+        )
+        for stalls in range(metrics + 1)
         for start in starts
     )
-    return Timeline(unit, tuple(starts), active, total)
 
 
 def _clock_unit(
-    rules: Sequence[Rule],
-    units: set[Unit],
-    total_epochs: int | None,
-    total_steps: int | None,
+    units: set[Unit], total_epochs: int | None, total_steps: int | None
 ) -> ClockUnit | None:
-    for number, rule in enumerate(rules, 1):
-        if rule.at_metric is not None:
-            raise PlanError(
-                f"rule {number}, {rule.call}: at_metric is read and saved by this release but "
-                "not carried out; use at_epoch, at_step or at_fraction"
-            )
     if "fraction" in units and not (total_epochs or total_steps):
         raise PlanError(
             "the plan counts in fractions of training; pass total_steps=... (or total_epochs=...)"
@@ -100,35 +154,29 @@ def _clock_unit(
 
 
 def _window(
-    number: int,
-    rule: Rule,
-    unit: ClockUnit | None,
-    steps_per_epoch: int | None,
-    total: int | None,
+    entry: Entry, unit: ClockUnit | None, steps_per_epoch: int | None, total: int | None
 ) -> tuple[int, int | None]:
     def moment(edge: tuple[Unit, float]) -> int:
         kind, value = edge
         if kind == "fraction":
             if total is None:
                 raise PlanError(
-                    f"rule {number}, {rule.call}: the plan counts in steps and in fractions; "
-                    "pass total_steps=..."
+                    f"{entry.label}: the plan counts in steps and in fractions; pass "
+                    "total_steps=..."
                 )
             return ceil(Fraction(str(value)) * total)
         if kind == unit:
             return int(value)
         if steps_per_epoch is None:
             raise PlanError(
-                f"rule {number}, {rule.call}: the plan counts in epochs and in steps; "
-                "pass steps_per_epoch=..."
+                f"{entry.label}: the plan counts in epochs and in steps; pass steps_per_epoch=..."
             )
         return int(value) * steps_per_epoch
 
-    opens = moment(rule.opening) if rule.opening else 0
-    closes = moment(rule.closing) if rule.closing else None
+    opens = moment(entry.rule.opening) if entry.rule.opening else 0
+    closes = moment(entry.rule.closing) if entry.rule.closing else None
     if closes is not None and closes <= opens:
         raise PlanError(
-            f"rule {number}, {rule.call}: it closes at {unit} {closes}, not after {unit} {opens} "
-            "where it opens"
+            f"{entry.label}: it closes at {unit} {closes}, not after {unit} {opens} where it opens"
         )
     return opens, closes

@@ -1,0 +1,115 @@
+"""Checkpoints: optimizer state matched by parameter name, and whether a plan is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ._plan import FreezePlan
+from ._resolved import ResolvedPlan
+from ._suggest import counted
+from .errors import FreezekitError
+
+
+def plan_text(resolved: ResolvedPlan) -> str:
+    """Returns a plan and the totals it was resolved with as one line of JSON."""
+    context = resolved._cascade.time.context
+    return json.dumps({"plan": resolved.plan.to_dict(), **context}, sort_keys=True)
+
+
+def fingerprint(resolved: ResolvedPlan) -> str:
+    """Returns a digest of a plan, its totals and the names of the model's parameters."""
+    said = plan_text(resolved) + "\n" + "\n".join(resolved._tree.names)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def difference(saved: str, resolved: ResolvedPlan, model: torch.nn.Module) -> str:
+    """Says what a saved plan means otherwise on this model; empty: nothing.
+
+    Args:
+        saved: what `plan_text` returned.
+        resolved: the present plan.
+        model: the model.
+    """
+    data = json.loads(saved)
+    plan = FreezePlan.from_dict(data.pop("plan"), source="checkpoint")
+    try:
+        before = plan.resolve(model, **data)
+        diff = before.diff(resolved)
+    except FreezekitError as error:
+        return f"the saved plan cannot be compared on this model: {error}"
+    lines = [str(diff)] if diff else []
+    ours, theirs = ([rule.at_metric for rule in each.metrics] for each in (before, resolved))
+    if ours != theirs:
+        lines.append(f"at_metric: {_spoken(ours)} -> {_spoken(theirs)}")
+    return "\n".join(lines)
+
+
+def _spoken(metrics: Sequence[Any]) -> str:
+    return ", ".join(str(dict(each)) for each in metrics) or "none"
+
+
+def by_name(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], *, strict: bool
+) -> dict[str, Any] | None:
+    """Returns an optimizer's saved state in the order of its present groups.
+
+    Torch matches by position, so that layers of equal shape can receive each other's state. Groups
+    without names are left to it.
+
+    Args:
+        optimizer: the optimizer that is about to load.
+        state: what `optimizer.state_dict()` returned.
+        strict: whether groups must hold what they held; otherwise each parameter takes what is
+            saved under its name, and each group what the first of its parameters had.
+
+    Raises:
+        FreezekitError: the saved groups hold other parameters.
+    """
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    if not all("param_names" in group for group in (*groups, *saved)):
+        return None
+    homes = {name: group for group in saved for name in group["param_names"]}
+    ids = {
+        name: number
+        for group in saved
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
+    if strict:
+        _check_groups(groups, saved)
+    fresh = 1 + max(ids.values(), default=0)
+    arranged = []
+    for group in groups:
+        names = group["param_names"]
+        home = next((homes[name] for name in names if name in homes), None)
+        settings = dict(group if home is None else home)
+        numbers = [ids.get(name, fresh + at) for at, name in enumerate(names)]
+        fresh += len(names)
+        kept = {"params": numbers, "param_names": list(names)}
+        arranged.append(settings | ({"name": group["name"]} if "name" in group else {}) | kept)
+    known = {number for group in arranged for number in group["params"]}
+    states = {number: each for number, each in state["state"].items() if number in known}
+    return {**state, "state": states, "param_groups": arranged}
+
+
+def _check_groups(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Raises unless the same parameters are grouped together."""
+    there = {frozenset(group["param_names"]) for group in saved}
+    here = {frozenset(group["param_names"]) for group in groups}
+    if there == here:
+        return
+    lines = [
+        f"  {where}: {counted(sorted(names), 'parameter')}"
+        for where, sets, others in (("saved", there, here), ("now", here, there))
+        for names in sorted(sets - others, key=sorted)
+    ]
+    raise FreezekitError(
+        "the optimizer's saved param groups hold other parameters than those of this run:\n"
+        + "\n".join(lines)
+        + "\napply the plan it was saved with, or first call load_state_dict(..., strict=False) on "
+        "the applied plan to match by parameter name"
+    )

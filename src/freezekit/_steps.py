@@ -1,0 +1,285 @@
+"""What acts inside `optimizer.step()`, through hooks that put back what they found.
+
+A factor written into a group's lr would be lost under every scheduler that computes it anew, and
+one left there would be multiplied again by every scheduler that does not. So nothing here is ever
+assigned for longer than a step, and nothing is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ._cascade import Decision, Outcome
+from .errors import FreezekitError
+
+_ABSENT = object()
+
+
+class StandIn(NamedTuple):
+    """A value that a key of a param group has during a step.
+
+    Attributes:
+        group: index of the group.
+        key: the key.
+        value: the value, or the factor on the one that stands there.
+        multiplies: which of the two it is.
+    """
+
+    group: int
+    key: str
+    value: Any
+    multiplies: bool
+
+
+class StepKeeper(Protocol):
+    """Something that must be as it was after a step."""
+
+    def before(self) -> None:
+        """Notes it."""
+
+    def after(self) -> None:
+        """Puts it back."""
+
+
+class StepHooks:
+    """The hooks on the steps of one optimizer.
+
+    The step of a subclass that calls its base class's runs every hook twice, nested: only the
+    outermost pair acts. A step that raises runs no post hook: what it left is put back by the next
+    pre hook or by `put_back`.
+
+    Attributes:
+        stand_ins: what differs from the groups' own values now.
+        keepers: what else must be put back.
+        watch: whether to note which gradients the last step used up.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, done: Callable[[], None]) -> None:
+        """Registers the hooks.
+
+        Args:
+            optimizer: the optimizer.
+            done: called after each step.
+        """
+        self.optimizer = optimizer
+        self.stand_ins: list[StandIn] = []
+        self.keepers: list[StepKeeper] = []
+        self.watch = False
+        self._done = done
+        self._saved: list[tuple[dict[str, Any], str, Any]] = []
+        self._outer: FrameType | None = None
+        self._used: list[tuple[weakref.ref[torch.Tensor], int]] = []
+        self._handles = (
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        )
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        self.put_back()
+        for handle in self._handles:
+            handle.remove()
+
+    def put_back(self) -> None:
+        """Puts back what a step that raised has left."""
+        if self._outer is None:
+            return
+        self._outer = None
+        while self._saved:
+            group, key, value = self._saved.pop()
+            if value is _ABSENT:
+                del group[key]
+            else:
+                group[key] = value
+        for keeper in self.keepers:
+            keeper.after()
+
+    def has_gradients(self) -> bool:
+        """Returns whether gradients are gathered that no step has used yet.
+
+        Those that the last step used, zeros, and those of a step that a scaler skipped because one
+        is not finite do not count.
+        """
+        used = {
+            id(gradient): version
+            for each, version in self._used
+            if (gradient := each()) is not None
+        }
+        fresh = [
+            gradient
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if (gradient := parameter.grad) is not None
+            and used.get(id(gradient)) != gradient._version
+        ]
+        return any(map(_is_something, fresh)) and all(map(_is_finite, fresh))
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if self._outer is not None:
+            if any(frame is self._outer for frame in _callers(sys._getframe(1))):
+                return
+            self.put_back()
+        self._outer = sys._getframe(1)
+        for index, key, value, multiplies in self.stand_ins:
+            group = optimizer.param_groups[index]
+            own = group.get(key, _ABSENT)
+            self._saved.append((group, key, own))
+            group[key] = own * value if multiplies else value
+        for keeper in self.keepers:
+            keeper.before()
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if self._outer is not sys._getframe(1):
+            return
+        self.put_back()
+        if self.watch:
+            self._used = [
+                (weakref.ref(gradient), gradient._version)
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if (gradient := parameter.grad) is not None
+            ]
+        self._done()
+
+
+class Ramp(NamedTuple):
+    """The warm-up of a param group.
+
+    Attributes:
+        group: index of the group.
+        start: first step of the warm-up.
+        steps: its length.
+    """
+
+    group: int
+    start: int
+    steps: int
+
+    def factor(self, step: int) -> float:
+        """Returns the factor on the lr at a step."""
+        return min(1.0, (step - self.start + 1) / self.steps)
+
+
+class Base(NamedTuple):
+    """What a param group has where the plan says nothing; None: not known.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: weight decay.
+    """
+
+    lr: float | None
+    weight_decay: float | None
+
+
+def changes(outcome: Outcome) -> bool:
+    """Returns whether something about a parameter's steps changes while it trains."""
+    seen = {each for each in map(_values, outcome.decisions) if each is not None}
+    return len(seen) > 1 or any(each.warmup_steps for each in seen)
+
+
+def _values(decision: Decision) -> Decision | None:
+    """Returns what a step depends on; None: frozen."""
+    seen = decision.optimized()
+    return None if seen is None else seen._replace(rows=None, rows_train=True)
+
+
+def stand_ins(
+    group: int, outcome: Outcome, phase: int, base: Base, defaults: dict[str, Any]
+) -> Iterator[StandIn]:
+    """Yields what differs, in a phase, from the values written into a param group.
+
+    Args:
+        group: index of the group.
+        outcome: what the plan means for its parameters.
+        phase: index of the phase.
+        base: what the group has where the plan says nothing.
+        defaults: the optimizer's own values.
+
+    Raises:
+        FreezekitError: the base lr is needed and not known.
+    """
+    now = outcome.decisions[phase]
+    if not now.trainable:
+        return
+    first = next(each for each in outcome.decisions if each.trainable)
+    factor = _rate(now, first, base.lr)
+    if factor != 1.0:
+        yield StandIn(group, "lr", factor, multiplies=True)
+    own = defaults.get("weight_decay") if base.weight_decay is None else base.weight_decay
+    before, after = (own if d.weight_decay is None else d.weight_decay for d in (first, now))
+    if before != after and after is not None:
+        multiplies = bool(before) and bool(after)
+        yield StandIn(
+            group, "weight_decay", after / before if before and after else after, multiplies
+        )
+    written, wanted = dict(first.options), dict(now.options)
+    for key in {key: None for each in outcome.decisions for key, _ in each.options}:
+        value = wanted.get(key, defaults.get(key))
+        if value != written.get(key, defaults.get(key)):
+            yield StandIn(group, key, value, multiplies=False)
+
+
+def _rate(now: Decision, first: Decision, base: float | None) -> float:
+    """Returns the lr in one phase as a factor on that of another."""
+    if now.lr is None and first.lr is None:
+        return (now.lr_mult or 1.0) / (first.lr_mult or 1.0)
+    if now.lr is not None and first.lr is not None:
+        return now.lr / first.lr
+    if base is None:
+        raise FreezekitError(
+            "the plan changes between an absolute lr and the base lr during training, and a param "
+            "group does not say its base lr; build the groups with param_groups(lr=...)"
+        )
+    rates = [each.lr if each.lr is not None else base * (each.lr_mult or 1.0)
+             for each in (now, first)]  # fmt: skip
+    return rates[0] / rates[1]
+
+
+def ramp(
+    group: int,
+    outcome: Outcome,
+    path: Sequence[tuple[int, int]],
+    opened: Sequence[int],
+) -> Ramp | None:
+    """Returns the warm-up of a param group in the last phase of a path, if it has one.
+
+    Args:
+        group: index of the group.
+        outcome: what the plan means for its parameters.
+        path: start and index of each phase of training so far.
+        opened: the moments at which metric-driven rules opened.
+    """
+    now = outcome.decisions[path[-1][1]]
+    if not now.trainable or now.warmup_steps is None or now.warmup_from is None:
+        return None
+    start = path[-1][0]
+    for begins, phase in reversed(path):
+        if not outcome.decisions[phase].trainable:
+            break
+        start = begins
+    opens, stalls = now.warmup_from
+    rule_start = max(opens, opened[stalls - 1]) if stalls else opens
+    return Ramp(group, max(start, rule_start), now.warmup_steps)
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_something(gradient: torch.Tensor) -> bool:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return bool(values.count_nonzero())
+
+
+def _is_finite(gradient: torch.Tensor) -> bool:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return bool(values.isfinite().all())
