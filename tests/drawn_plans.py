@@ -79,11 +79,29 @@ def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
         "frozen_mode": st.sampled_from(["eval", "train"]),
         "rows": st.sampled_from(["30522:", ":100", "-4:", "2:40:2"]),
         "missing_ok": st.booleans(),
+        "layers_per_phase": st.integers(1, 5),
+        "order": st.sampled_from(["top_down", "bottom_up"]),
+        "decay": st.floats(0, 1, exclude_min=True) | st.just(1),
+        "top": st.sampled_from(["head", "selection"]),
+        "min_mult": st.floats(0, 1) | st.integers(0, 1),
+        "low": st.floats(0, 1, exclude_min=True) | st.just(1),
+        "high": st.floats(1, allow_infinity=False) | st.integers(1, 10),
     }
-    allowed = {name: values[name] for name in values if name in VERBS[verb].__annotations__}
-    needed = {"weight_decay": allowed.pop("weight_decay")} if verb == "group" else {}
-    properties = draw(st.fixed_dictionaries(needed, optional=allowed))
-    return Rule(verb, tuple(patterns), **properties, **draw(moments()))
+    clock = draw(st.sampled_from(["epoch", "step"]))
+    values |= {f"start_{clock}": st.integers(0, 9), f"every_{clock}s": st.integers(1, 9)}
+    needed = {
+        "group": ["weight_decay"],
+        "unfreeze_layerwise": ["every_steps"] if clock == "step" else [],
+        "layer_decay": ["decay"],
+        "lr_range": ["low", "high"],
+    }.get(verb, [])
+    known = VERBS[verb].__annotations__
+    allowed = {name: values[name] for name in values if name in known}
+    required = {name: allowed.pop(name) for name in needed}
+    properties = draw(st.fixed_dictionaries(required, optional=allowed))
+    if "at_epoch" in known:
+        properties |= draw(moments())
+    return Rule(verb, tuple(patterns), **properties)
 
 
 def plans(*, nulls: bool = True) -> st.SearchStrategy[FreezePlan]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import freezekit
 from freezekit import FreezePlan, PatternError, PlanError
-from freezekit._rules import VERBS, Properties
+from freezekit._rules import PROPERTIES, VERBS
 
 SCHEMA = json.loads((files(freezekit) / "plan.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -378,13 +378,18 @@ def one(**rule: object) -> dict[str, Any]:
     return {"version": 1, "rules": [rule]}
 
 
-KNOWN = "(known: freeze, unfreeze, group, no_decay)"
+KNOWN = "(known: freeze, unfreeze, group, no_decay, unfreeze_layerwise, layer_decay, lr_range)"
+MOMENTS = (
+    "at_epoch, at_step, at_fraction, at_metric, until_epoch, until_step, until_fraction, missing_ok"
+)
 NO_RULES = "plan: rules must be a list of rules such as {'freeze': 'backbone'}, got "
 NOT_IN_SCHEMA = [
     (one(freeze="a..b"), "plan, rule 1: freeze('a..b'): pattern 'a..b': a segment between two "
      "dots, or beside one, is empty"),
     (one(freeze="a", at_epoch=2, until_epoch=1), "plan, rule 1: freeze('a', at_epoch=2, "
      "until_epoch=1): until_epoch=1 closes the rule before at_epoch=2 opens it"),
+    (one(lr_range="a", low=2, high=1.5), "plan, rule 1: lr_range('a', low=2, high=1.5): low=2 is "
+     "above high=1.5; low is for the lowest layer, next to the input"),
 ]  # fmt: skip
 BAD = [
     (None, f"{NO_PLAN}None"),
@@ -469,6 +474,53 @@ BAD = [
      "'up'"),
     (one(freeze="a", missing_ok="true"), "plan, rule 1: freeze('a', missing_ok='true'): "
      "missing_ok must be true or false, got 'true'"),
+    (one(layer_decy="a", decay=0.5), "plan, rule 1: it has no verb, its keys are 'layer_decy', "
+     f"'decay'; did you mean 'layer_decay'? {KNOWN}"),
+    (one(decay=0.5), f"plan, rule 1: it has no verb, its keys are 'decay' {KNOWN}"),
+    (one(freeze="a", decay=0.5), "plan, rule 1: freeze has no property 'decay' (known: "
+     f"{MOMENTS.removesuffix('missing_ok')}lr, lr_mult, weight_decay, warmup_steps, options, "
+     "frozen_mode, missing_ok, rows)"),
+    (one(layer_decay="a", decya=0.5), "plan, rule 1: layer_decay has no property 'decya'; did you "
+     f"mean 'decay'? (known: {MOMENTS}, decay, top, lr, min_mult)"),
+    (one(layer_decay="a"), "plan, rule 1: layer_decay('a'): decay is missing; give the factor "
+     "from one layer to the next below, e.g. decay=0.8"),
+    (one(layer_decay="a", decay=1.5), "plan, rule 1: layer_decay('a', decay=1.5): decay must be "
+     "greater than 0 and at most 1, got 1.5"),
+    (one(layer_decay="a", decay="0.5"), "plan, rule 1: decay must be a number, got the text "
+     "'0.5'; write it without quotes, and as 2.0e-5 where a YAML reader takes 2e-5 for text"),
+    (one(layer_decay="a", decay=1, top="body"), "plan, rule 1: layer_decay('a', decay=1, "
+     "top='body'): top must be 'head' or 'selection', got 'body'"),
+    (one(layer_decay="a", decay=1, min_mult=2), "plan, rule 1: layer_decay('a', decay=1, "
+     "min_mult=2): min_mult must lie between 0 and 1, got 2"),
+    (one(layer_decay="a", decay=1, lr=0), "plan, rule 1: layer_decay('a', lr=0, decay=1): lr must "
+     "be a positive finite number, got 0; to stop training use freeze('a') instead"),
+    (one(lr_range="a", low=1), "plan, rule 1: lr_range('a', low=1): high is missing; give the "
+     "learning rate of the top layer, e.g. high=1e-3"),
+    (one(lr_range="a", high=1), "plan, rule 1: lr_range('a', high=1): low is missing; give the "
+     "learning rate of the lowest layer, e.g. low=1e-5"),
+    (one(lr_range="a", low=0, high=1), "plan, rule 1: lr_range('a', low=0, high=1): low must be a "
+     "positive finite number, got 0"),
+    (one(lr_range="a", low=1, high=True), "plan, rule 1: lr_range('a', low=1, high=True): high "
+     "must be a positive finite number, got True"),
+    (one(unfreeze_layerwise="a", at_epoch=1), "plan, rule 1: unfreeze_layerwise has no property "
+     "'at_epoch', it opens its layers one after another: say when with start_epoch and "
+     "every_epochs or start_step and every_steps; a later freeze can close them"),
+    (one(unfreeze_layerwise="a", every_epoch=1), "plan, rule 1: unfreeze_layerwise has no property "
+     "'every_epoch'; did you mean 'every_epochs'? (known: start_epoch, every_epochs, start_step, "
+     "every_steps, layers_per_phase, order, missing_ok)"),
+    (one(unfreeze_layerwise="a", every_epochs=0), "plan, rule 1: unfreeze_layerwise('a', "
+     "every_epochs=0): every_epochs must be a whole number >= 1, got 0"),
+    (one(unfreeze_layerwise="a", start_epoch=-1), "plan, rule 1: unfreeze_layerwise('a', "
+     "start_epoch=-1): start_epoch must be a whole number >= 0, got -1"),
+    (one(unfreeze_layerwise="a", layers_per_phase=1.5), "plan, rule 1: unfreeze_layerwise('a', "
+     "layers_per_phase=1.5): layers_per_phase must be a whole number >= 1, got 1.5"),
+    (one(unfreeze_layerwise="a", order="up"), "plan, rule 1: unfreeze_layerwise('a', order='up'): "
+     "order must be 'top_down' or 'bottom_up', got 'up'"),
+    (one(unfreeze_layerwise="a", start_epoch=1, every_steps=9), "plan, rule 1: "
+     "unfreeze_layerwise('a', start_epoch=1, every_steps=9): start_epoch and every_steps are of "
+     "two clocks; give start_epoch and every_epochs, or start_step and every_steps"),
+    (one(unfreeze_layerwise="a", start_step=9), "plan, rule 1: unfreeze_layerwise('a', "
+     "start_step=9): start_step needs every_steps, the steps from one opening to the next"),
 ]  # fmt: skip
 
 
@@ -487,7 +539,7 @@ plain = st.recursive(
     max_leaves=4,
 )
 verbs = st.dictionaries(st.sampled_from([*VERBS, "frese"]), st.just("a") | plain, max_size=2)
-properties = st.dictionaries(st.sampled_from(sorted(Properties.__annotations__)), plain, max_size=2)
+properties = st.dictionaries(st.sampled_from(sorted(PROPERTIES)), plain, max_size=2)
 near_rules = st.builds(lambda verb, rest: verb | rest, verbs, properties)
 near_plans = st.builds(lambda *rules: {"version": 1, "rules": rules}, near_rules, plain)
 near_plans |= near_rules.map(lambda rule: {"version": 1, "rules": [rule]})

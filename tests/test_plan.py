@@ -11,7 +11,7 @@ from drawn_plans import plans
 from hypothesis import given
 
 from freezekit import FreezePlan, PatternError, PlanError, Rule
-from freezekit._rules import parse_rows
+from freezekit._rules import VERBS, parse_rows
 
 PLAN = (
     FreezePlan(allow_all_frozen=True)
@@ -20,6 +20,9 @@ PLAN = (
     .group("*_head", lr_mult=10, weight_decay=0, options={"betas": [0.9, 0.99], "amsgrad": True})
     .unfreeze("emb.weight", rows="30522:", at_metric={"monitor": "val_loss"}, missing_ok=True)
     .no_decay()
+    .unfreeze_layerwise(every_epochs=2, start_epoch=0, order="bottom_up")
+    .layer_decay("backbone", decay=1, top="selection", lr=1, min_mult=0)
+    .lr_range("a", "!b", low=1, high=2, until_fraction=0.5)
 )
 KNOWN = (
     "known: at_epoch, at_step, at_fraction, at_metric, until_epoch, until_step, until_fraction, "
@@ -116,13 +119,23 @@ def test_bad_value_is_quoted_with_the_rule(properties: dict[str, Any], problem: 
          + "lr, lr_mult, weight_decay, warmup_steps, options, frozen_mode, missing_ok)"),
         (lambda: FreezePlan().no_decay("a", at_epochs=1), "no_decay has no property 'at_epochs'; "
          "did you mean 'at_epoch'? (" + KNOWN + "missing_ok)"),
+        (lambda: FreezePlan().layer_decay("a", decay=1, lr_mult=2), "layer_decay has no property "
+         "'lr_mult'; did you mean 'min_mult'? (" + KNOWN + "missing_ok, decay, top, lr, min_mult)"),
+        (lambda: FreezePlan().lr_range("a", lo=1, high=2), "lr_range has no property 'lo'; did you "
+         "mean 'low'? (" + KNOWN + "missing_ok, low, high)"),
+        (lambda: FreezePlan().lr_range(low=1, high=2), "lr_range(low=1, high=2): no pattern is "
+         "given; '**' selects everything"),
+        (lambda: Rule("unfreeze_layerwise", ("a",), at_step=1), "unfreeze_layerwise('a', "
+         "at_step=1): unfreeze_layerwise has no property 'at_step', it opens its layers one after "
+         "another: say when with start_epoch and every_epochs or start_step and every_steps; a "
+         "later freeze can close them"),
         (lambda: FreezePlan().group("a"), "group('a'): the rule sets nothing; give it lr, lr_mult, "
          "weight_decay, options, ..."),
         (lambda: FreezePlan().group("a", at_epoch=1, missing_ok=True), "group('a', at_epoch=1, "
          "missing_ok=True): the rule sets nothing; give it lr, lr_mult, weight_decay, options, "
          "..."),
         (lambda: Rule("freez", ("a",)), "freez('a'): unknown verb 'freez'; did you mean 'freeze'? "
-         "(known: freeze, unfreeze, group, no_decay)"),
+         "(known: freeze, unfreeze, group, no_decay, unfreeze_layerwise, layer_decay, lr_range)"),
         (lambda: Rule("group", ("a",), lr=1.0, rows="1:"), "group('a', lr=1.0, rows='1:'): group "
          "has no property 'rows' (" + KNOWN
          + "lr, lr_mult, weight_decay, warmup_steps, options, frozen_mode, missing_ok)"),
@@ -177,8 +190,9 @@ def test_each_verb_returns_a_new_plan() -> None:
     """A verb leaves its plan alone and keeps everything but the rules."""
     plan = FreezePlan(allow_all_frozen=True)
     longer = plan.freeze("a").unfreeze("b").group("c", lr=1).no_decay()
+    longer = longer.unfreeze_layerwise("d").layer_decay("e", decay=0.5).lr_range("f", low=1, high=2)
     assert plan.rules == ()
-    assert [rule.verb for rule in longer.rules] == ["freeze", "unfreeze", "group", "no_decay"]
+    assert [rule.verb for rule in longer.rules] == list(VERBS)
     assert longer.allow_all_frozen
 
 
@@ -300,3 +314,6 @@ def test_a_rule_takes_its_patterns_from_any_iterable() -> None:
     assert Rule("freeze", (name for name in "ab")).patterns == ("a", "b")
     assert FreezePlan().no_decay("a", "b").rules[0].patterns == ("a", "b")
     assert FreezePlan().no_decay().rules[0].patterns == ("**",)
+    assert FreezePlan().layer_decay("a", "b", decay=1).rules[0].patterns == ("a", "b")
+    assert FreezePlan().layer_decay(decay=1).rules[0].patterns == ("**",)
+    assert FreezePlan().unfreeze_layerwise().rules[0].patterns == ("**",)

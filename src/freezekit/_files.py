@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ._plan import VERSION
-from ._rules import VERBS, Properties, Rule, checked_properties, did_you_mean
+from ._rules import PROPERTIES, VERBS, Rule, checked_properties, did_you_mean
 from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
 
 _KEYS = ("version", "rules", "allow_all_frozen")
+_TEXTS = ("rows", "frozen_mode", "order", "top")
 _VERSION_LINES = {".toml": f"version = {VERSION}", ".json": f'"version": {VERSION}'}
 
 
@@ -142,7 +143,7 @@ def _verb(data: Mapping[str, Any]) -> str:
         raise PlanError(f"it has two verbs, {verbs[0]} and {verbs[1]}; make it two rules")
     if verbs:
         return str(verbs[0])
-    strange = [str(key) for key in data if key not in Properties.__annotations__]
+    strange = [str(key) for key in data if key not in PROPERTIES]
     closest = next((key for key in strange if get_close_matches(key, VERBS)), "")
     keys = f"its keys are {', '.join(map(repr, data))}" if data else "it is empty"
     raise PlanError(f"it has no verb, {keys}{did_you_mean(closest, VERBS)}")
@@ -163,7 +164,7 @@ def _check_plain_mistakes(name: str, value: object) -> None:
         raise PlanError(f"{name} has no value; give it one or leave it out")
     if name in ("options", "at_metric") and not isinstance(value, Mapping):
         raise PlanError(f"{name} must be a mapping, got {value!r}")
-    if isinstance(value, str) and name not in ("rows", "frozen_mode") and _spells_number(value):
+    if isinstance(value, str) and name not in _TEXTS and _spells_number(value):
         raise PlanError(
             f"{name} must be a number, got the text {value!r}; write it without quotes, "
             "and as 2.0e-5 where a YAML reader takes 2e-5 for text"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from typing_extensions import Unpack
 
@@ -14,7 +14,10 @@ from ._automaton import Automaton
 from ._glob import parse
 from ._rules import (
     GroupProperties,
+    LayerDecayProperties,
+    LayerwiseProperties,
     Properties,
+    RangeProperties,
     Rule,
     SelectionProperties,
     checked_properties,
@@ -139,6 +142,86 @@ class FreezePlan:
         """
         return self._with("no_decay", patterns or ("**",), properties)
 
+    def unfreeze_layerwise(self, *patterns: str, **properties: Unpack[LayerwiseProperties]) -> Self:
+        """Returns the plan with a rule that unfreezes one layer after another.
+
+        The layers are those of `infer_layers` in which the patterns select something. The top one
+        opens at `start_epoch` (default 0), the next at `start_epoch + every_epochs` (default 1),
+        and so on; `start_step` and `every_steps` count in optimizer steps instead. The rule only
+        unfreezes: what is frozen until then is for an earlier rule to say. Gradual unfreezing, as
+        in Howard and Ruder (2018), https://arxiv.org/abs/1801.06146, section 3.3.
+
+        Args:
+            *patterns: where; without any, everywhere.
+            **properties: `start_epoch`, `every_epochs`, `start_step`, `every_steps`,
+                `layers_per_phase`, `order` and `missing_ok`, see `Rule`.
+
+        Raises:
+            PlanError: the rule is not valid; `PatternError` for a pattern.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
+            >>> plan = FreezePlan().freeze("**").unfreeze_layerwise(every_epochs=2)
+            >>> resolved = plan.resolve(model)
+            >>> [sorted(resolved.at(epoch=epoch).trainable) for epoch in (0, 2)]
+            [['2.bias', '2.weight'], ['1.bias', '1.weight', '2.bias', '2.weight']]
+        """
+        return self._with("unfreeze_layerwise", patterns or ("**",), properties)
+
+    def layer_decay(self, *patterns: str, **properties: Unpack[LayerDecayProperties]) -> Self:
+        """Returns the plan with a rule that lowers the learning rate from layer to layer.
+
+        The factor on the learning rate is `max(decay ** distance, min_mult)`. The distance is
+        counted in the layers of `infer_layers`, also those that the patterns leave out: from the
+        model's last layer with `top="head"` (the default), from the last one in which the
+        patterns select something with `top="selection"`. `lr` is the learning rate where the
+        factor is 1; without it the factors are on the base learning rate. Layer-wise learning
+        rate decay, as in Clark et al. (2020), https://arxiv.org/abs/2003.10555, and Bao et al.
+        (2022), https://arxiv.org/abs/2106.08254; with `decay=1 / 2.6` the discriminative
+        fine-tuning of Howard and Ruder (2018), https://arxiv.org/abs/1801.06146.
+
+        Args:
+            *patterns: where; without any, everywhere.
+            **properties: `decay` (required, in (0, 1]), `top`, `lr`, `min_mult` (default 0),
+                moments and `missing_ok`, see `Rule`.
+
+        Raises:
+            PlanError: the rule is not valid; `PatternError` for a pattern.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
+            >>> phase = FreezePlan().layer_decay(decay=0.5, lr=1e-3).resolve(model).at()
+            >>> [phase.lr(f"{number}.weight") for number in range(3)]
+            [0.00025, 0.0005, 0.001]
+        """
+        return self._with("layer_decay", patterns or ("**",), properties)
+
+    def lr_range(self, *patterns: str, **properties: Unpack[RangeProperties]) -> Self:
+        """Returns the plan with a rule that spreads learning rates over the layers.
+
+        Of the layers of `infer_layers` in which the patterns select something, the lowest has the
+        learning rate `low`, the top one `high`, and from each to the next the factor is the same.
+        A single layer has `high`. Discriminative fine-tuning with both ends given, after Howard
+        and Ruder (2018), https://arxiv.org/abs/1801.06146, section 3.2.
+
+        Args:
+            *patterns: where.
+            **properties: `low` and `high` (both required), moments and `missing_ok`, see `Rule`.
+
+        Raises:
+            PlanError: the rule is not valid; `PatternError` for a pattern.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
+            >>> phase = FreezePlan().lr_range("**", low=1e-4, high=1e-2).resolve(model).at()
+            >>> [phase.lr(f"{number}.weight") for number in range(3)]
+            [0.0001, 0.001, 0.01]
+        """
+        return self._with("lr_range", patterns, properties)
+
     @classmethod
     def load(cls, path: str | PathLike[str]) -> FreezePlan:
         """Reads a plan file.
@@ -249,6 +332,7 @@ class FreezePlan:
         steps_per_epoch: int | None = None,
         total_epochs: int | None = None,
         total_steps: int | None = None,
+        on_freeze: Literal["keep", "drop"] = "keep",
     ) -> AppliedPlan:
         """Freezes `model` as the plan says for the start of training; returns the handle.
 
@@ -257,12 +341,14 @@ class FreezePlan:
             steps_per_epoch: as in `resolve`.
             total_epochs: as in `resolve`.
             total_steps: as in `resolve`.
+            on_freeze: whether parameters that freeze during training "keep" their optimizer state
+                or "drop" it.
 
         Raises:
             PatternError: a pattern selects nothing.
             PlanError: the plan contradicts itself on this model, or nothing would train.
-            FreezekitError: a plan is applied to the model already, torch cannot change one of its
-                parameters, or the plan holds what this release does not carry out.
+            FreezekitError: a plan is applied to the model already, or torch cannot change one of
+                its parameters.
 
         Example:
             >>> import torch
@@ -279,6 +365,7 @@ class FreezePlan:
             steps_per_epoch=steps_per_epoch,
             total_epochs=total_epochs,
             total_steps=total_steps,
+            on_freeze=on_freeze,
         )
 
     @cached_property

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Required, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -19,6 +19,12 @@ Unit: TypeAlias = Literal["epoch", "step", "fraction"]
 UNITS: tuple[Unit, ...] = ("epoch", "step", "fraction")
 
 Pairs: TypeAlias = tuple[tuple[str, Any], ...]
+
+_REALS = (
+    *("lr", "lr_mult", "weight_decay", "at_fraction", "until_fraction"),
+    *("decay", "min_mult", "low", "high"),
+)
+"""Properties that are numbers and not only whole ones: stored as floats."""
 
 
 class Moments(TypedDict, total=False):
@@ -57,13 +63,49 @@ class SelectionProperties(Moments, total=False):
     missing_ok: bool
 
 
+class LayerwiseProperties(TypedDict, total=False):
+    """What a rule that unfreezes layer after layer may say."""
+
+    start_epoch: int
+    every_epochs: int
+    start_step: int
+    every_steps: int
+    layers_per_phase: int
+    order: Literal["top_down", "bottom_up"]
+    missing_ok: bool
+
+
+class LayerDecayProperties(SelectionProperties, total=False):
+    """What a rule that scales the learning rate from layer to layer may say."""
+
+    decay: Required[float]
+    top: Literal["head", "selection"]
+    lr: float
+    min_mult: float
+
+
+class RangeProperties(SelectionProperties, total=False):
+    """What a rule that spreads learning rates over layers may say."""
+
+    low: Required[float]
+    high: Required[float]
+
+
 VERBS: dict[str, type] = {
     "freeze": Properties,
     "unfreeze": Properties,
     "group": GroupProperties,
     "no_decay": SelectionProperties,
+    "unfreeze_layerwise": LayerwiseProperties,
+    "layer_decay": LayerDecayProperties,
+    "lr_range": RangeProperties,
 }
 """Every verb with the properties its rules may carry."""
+
+PROPERTIES: frozenset[str] = frozenset(
+    key for each in VERBS.values() for key in each.__annotations__
+)
+"""What some verb's rules may carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +125,17 @@ class Rule:
         frozen_mode: "eval" (default) holds wholly frozen modules in eval mode, "train" leaves
             their mode alone.
         rows: slice over the first axis, for a rule that names exactly one parameter.
+        start_epoch: epoch (0-based) at which `unfreeze_layerwise` opens its first layers.
+        every_epochs: epochs from one opening to the next.
+        start_step: the same in optimizer steps.
+        every_steps: steps from one opening to the next.
+        layers_per_phase: how many layers open together.
+        order: "top_down" (default) opens the layers next to the output first, "bottom_up" last.
+        decay: what `layer_decay` multiplies the learning rate by from one layer to the next below.
+        top: where it is 1: "head" (default) is the model's last layer, "selection" the rule's.
+        min_mult: the least factor.
+        low: learning rate that `lr_range` gives its lowest layer.
+        high: the one that it gives its top layer.
         at_epoch: first epoch (0-based) in which the rule is in the list.
         at_step: first optimizer step (0-based) at which it is.
         at_fraction: the same as a fraction of all training, in [0, 1].
@@ -111,6 +164,17 @@ class Rule:
     options: Pairs | Mapping[str, Any] | None = field(default=None, kw_only=True)
     frozen_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
     rows: str | None = field(default=None, kw_only=True)
+    start_epoch: int | None = field(default=None, kw_only=True)
+    every_epochs: int | None = field(default=None, kw_only=True)
+    start_step: int | None = field(default=None, kw_only=True)
+    every_steps: int | None = field(default=None, kw_only=True)
+    layers_per_phase: int | None = field(default=None, kw_only=True)
+    order: Literal["top_down", "bottom_up"] | None = field(default=None, kw_only=True)
+    decay: float | None = field(default=None, kw_only=True)
+    top: Literal["head", "selection"] | None = field(default=None, kw_only=True)
+    min_mult: float | None = field(default=None, kw_only=True)
+    low: float | None = field(default=None, kw_only=True)
+    high: float | None = field(default=None, kw_only=True)
     at_epoch: int | None = field(default=None, kw_only=True)
     at_step: int | None = field(default=None, kw_only=True)
     at_fraction: float | None = field(default=None, kw_only=True)
@@ -132,7 +196,8 @@ class Rule:
                     object.__setattr__(self, name, _plain_pairs(name, value))
             _check_values(self)
             _check_together(self)
-            for name in ("lr", "lr_mult", "weight_decay", "at_fraction", "until_fraction"):
+            _check_builder(self)
+            for name in _REALS:
                 if getattr(self, name) is not None:
                     object.__setattr__(self, name, float(getattr(self, name)))
         except PlanError as error:
@@ -181,6 +246,12 @@ def checked_properties(verb: str, properties: Mapping[str, Any]) -> dict[str, An
     """
     allowed = VERBS[verb].__annotations__
     for name in properties:
+        if verb == "unfreeze_layerwise" and name in Moments.__annotations__:
+            raise PlanError(
+                f"{verb} has no property {name!r}, it opens its layers one after another: say when "
+                "with start_epoch and every_epochs or start_step and every_steps; a later freeze "
+                "can close them"
+            )
         if name not in allowed:
             raise PlanError(f"{verb} has no property {name!r}{did_you_mean(str(name), allowed)}")
     return dict(properties)
@@ -225,6 +296,16 @@ def parse_rows(text: str) -> slice:
     except ValueError:
         raise PlanError(f"rows must be a slice such as '30522:' or ':100', got {text!r}") from None
     return slice(start, stop, step)
+
+
+_CHOICES = {"order": ("top_down", "bottom_up"), "top": ("head", "selection")}
+_NEEDED = {
+    "layer_decay": {"decay": "the factor from one layer to the next below, e.g. decay=0.8"},
+    "lr_range": {
+        "low": "the learning rate of the lowest layer, e.g. low=1e-5",
+        "high": "the learning rate of the top layer, e.g. high=1e-3",
+    },
+}
 
 
 def _keywords(rule: Rule) -> list[str]:
@@ -306,6 +387,46 @@ def _check_together(rule: Rule) -> None:
             f"until_{closing[0]}={closing[1]!r} closes the rule before "
             f"at_{opening[0]}={opening[1]!r} opens it"
         )
+
+
+def _check_builder(rule: Rule) -> None:
+    for name in ("start_epoch", "every_epochs", "start_step", "every_steps", "layers_per_phase"):
+        value = getattr(rule, name)
+        if value is not None:
+            whole_number(name, value, 0 if name.startswith("start") else 1)
+    for name, known in _CHOICES.items():
+        value = getattr(rule, name)
+        if value not in (None, *known):
+            raise PlanError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    for name, needed in _NEEDED.get(rule.verb, {}).items():
+        if getattr(rule, name) is None:
+            raise PlanError(f"{name} is missing; give {needed}")
+    _check_clocks(rule)
+    if rule.decay is not None and not (is_real(rule.decay) and 0 < rule.decay <= 1):
+        raise PlanError(f"decay must be greater than 0 and at most 1, got {rule.decay!r}")
+    if rule.min_mult is not None and not (is_real(rule.min_mult) and 0 <= rule.min_mult <= 1):
+        raise PlanError(f"min_mult must lie between 0 and 1, got {rule.min_mult!r}")
+    for name in ("low", "high"):
+        value = getattr(rule, name)
+        if value is not None and not (is_real(value) and value > 0):
+            raise PlanError(f"{name} must be a positive finite number, got {value!r}")
+    if rule.low is not None and rule.high is not None and rule.low > rule.high:
+        raise PlanError(
+            f"low={rule.low!r} is above high={rule.high!r}; low is for the lowest layer, next to "
+            "the input"
+        )
+
+
+def _check_clocks(rule: Rule) -> None:
+    epochs = [name for name in ("start_epoch", "every_epochs") if getattr(rule, name) is not None]
+    steps = [name for name in ("start_step", "every_steps") if getattr(rule, name) is not None]
+    if epochs and steps:
+        raise PlanError(
+            f"{epochs[0]} and {steps[0]} are of two clocks; give start_epoch and every_epochs, or "
+            "start_step and every_steps"
+        )
+    if rule.start_step is not None and rule.every_steps is None:
+        raise PlanError("start_step needs every_steps, the steps from one opening to the next")
 
 
 def _checked_metric(metric: dict[str, Any]) -> Pairs:

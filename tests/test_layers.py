@@ -1,0 +1,514 @@
+"""The layers of a model: which there are, in what order, and what belongs to each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from strategies import Tree, trees
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from freezekit import PlanError
+from freezekit._automaton import Automaton
+from freezekit._layers import infer_layers, layer_ids
+from freezekit._names import walk
+
+WIDTH = 8
+
+
+class Net(nn.Module):
+    """Modules as attributes, with a token of its own where asked for."""
+
+    def __init__(self, *, token: bool = False, **children: nn.Module) -> None:
+        """Registers the children in the order in which they are given."""
+        super().__init__()
+        if token:
+            self.cls_token = nn.Parameter(torch.zeros(WIDTH))
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class Block(Net):
+    """A class of its own for what is repeated."""
+
+
+class Stage(Net):
+    """A class of its own for what holds blocks."""
+
+
+class Wrap(Net):
+    """A class of its own for what stands around a part of a block."""
+
+
+def linear(inner: int = WIDTH, outer: int = WIDTH) -> nn.Linear:
+    return nn.Linear(inner, outer)
+
+
+def several(build: Callable[[], nn.Module], count: int = 3) -> list[nn.Module]:
+    return [build() for _ in range(count)]
+
+
+def block(width: int = WIDTH) -> nn.Module:
+    return Block(mix=linear(width, width), norm=nn.LayerNorm(width))
+
+
+def stage(width: int) -> nn.Module:
+    """Two blocks in a container, between layers that change the width."""
+    blocks = nn.ModuleList([block(width), block(width)])
+    return Stage(enter=linear(WIDTH, width), blocks=blocks, leave=linear(width, WIDTH))
+
+
+def feed_forward(width: int = 4 * WIDTH) -> nn.Module:
+    return nn.Sequential(linear(WIDTH, width), nn.ReLU(), linear(width, WIDTH))
+
+
+def residual(inner: int, outer: int) -> nn.Module:
+    """A residual block with a projection where the width changes."""
+    made = Block(
+        conv1=nn.Conv2d(inner, outer, 3, bias=False),
+        bn1=nn.BatchNorm2d(outer),
+        conv2=nn.Conv2d(outer, outer, 3, bias=False),
+        bn2=nn.BatchNorm2d(outer),
+    )
+    if inner != outer:
+        made.downsample = nn.Sequential(nn.Conv2d(inner, outer, 1), nn.BatchNorm2d(outer))
+    return made
+
+
+def resnet(widths: tuple[int, ...], blocks: tuple[int, ...]) -> nn.Module:
+    """A ResNet as torchvision builds it."""
+    model = Net(conv1=nn.Conv2d(3, widths[0], 7), bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU())
+    inner = widths[0]
+    for number, (outer, count) in enumerate(zip(widths, blocks, strict=True), 1):
+        made = [residual(outer if at else inner, outer) for at in range(count)]
+        model.add_module(f"layer{number}", nn.Sequential(*made))
+        inner = outer
+    model.fc = linear(inner, 10)
+    return model
+
+
+def encoder(layers: int = 3) -> nn.Module:
+    return nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True), layers, nn.LayerNorm(WIDTH)
+    )
+
+
+def hub(model: type[PreTrainedModel], config: Any) -> Callable[[], nn.Module]:  # noqa: ANN401
+    return lambda: model(config)
+
+
+def text(layers: int) -> dict[str, int]:
+    return {
+        "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2,
+        "intermediate_size": 32, "vocab_size": 40,
+    }  # fmt: skip
+
+
+def bert_with_heads() -> nn.Module:
+    heads = nn.ModuleDict({"topic": linear(16, 4), "mood": feed_forward()})
+    return Net(backbone=BertModel(BertConfig(**text(2))), dropout=nn.Dropout(), heads=heads)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = {
+    "one linear": (linear, {"": ("",)}),
+    "sequential mlp": (
+        lambda: nn.Sequential(linear(), nn.ReLU(), linear(), nn.Dropout(), linear()),
+        {"0": ("0",), "2": ("2",), "4": ("4",)},
+    ),
+    "mlp by hand": (
+        lambda: Net(fc1=linear(), norm1=nn.LayerNorm(WIDTH), act=nn.ReLU(), fc2=linear(),
+                    out=linear()),
+        {"fc1": ("fc1",), "norm1": ("norm1",), "fc2": ("fc2",), "out": ("out",)},
+    ),
+    "recurrent": (
+        lambda: Net(embed=nn.Embedding(9, WIDTH), rnn=nn.LSTM(WIDTH, WIDTH, 2), out=linear()),
+        {"embed": ("embed",), "rnn": ("rnn",), "out": ("out",)},
+    ),
+    "in a single child": (
+        lambda: Net(net=Net(fc=linear(), out=linear())),
+        {"net.fc": ("net.fc",), "net.out": ("net.out",)},
+    ),
+    "two containers": (
+        lambda: Net(features=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+                    classifier=nn.Sequential(nn.Dropout(), linear())),
+        {"features.0": ("features.0",), "features.2": ("features.2",),
+         "classifier.1": ("classifier",)},
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(linear(), *several(lambda: weight_norm(linear()), 2), linear()),
+        {"0": ("0",), "1": ("1",), "2": ("2",), "3": ("3",)},
+    ),
+    "convolutions before a transformer": (
+        lambda: Net(cnn=nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5)),
+                    body=encoder(2), out=linear()),
+        {name: (name,) for name in ("cnn.0", "cnn.2", "body.layers.0", "body.layers.1",
+                                    "body.norm", "out")},
+    ),
+    "encoder": (
+        encoder,
+        {"layers.0": ("layers.0",), "layers.1": ("layers.1",), "layers.2": ("layers.2",),
+         "head": ("norm",)},
+    ),
+    "encoder and decoder": (
+        lambda: nn.Transformer(WIDTH, 2, 2, 2, 16, batch_first=True),
+        {"encoder.layers.0": ("encoder.layers.0",),
+         "encoder.layers.1": ("encoder.layers.1", "encoder.norm"),
+         "decoder.layers.0": ("decoder.layers.0",), "decoder.layers.1": ("decoder.layers.1",),
+         "head": ("decoder.norm",)},
+    ),
+    "blocks of one sequence": (
+        lambda: nn.Sequential(nn.Embedding(9, WIDTH), *several(block), nn.LayerNorm(WIDTH),
+                              linear()),
+        {"stem": ("0",), "1": ("1",), "2": ("2",), "3": ("3",), "head": ("4", "5")},
+    ),
+    "up and down": (
+        lambda: Net(stem=nn.Conv2d(3, 8, 3), down1=residual(8, 16), down2=residual(16, 32),
+                    up1=residual(32, 16), up2=residual(16, 8), out=nn.Conv2d(8, 2, 1)),
+        {"stem": ("stem",), "down1": ("down1",), "down2": ("down2",), "up1": ("up1",),
+         "up2": ("up2",), "head": ("out",)},
+    ),
+    "rows at two depths": (
+        lambda: Net(front=Net(layers=nn.ModuleList(several(block, 2))), layer1=block(),
+                    layer2=block()),
+        {"front.layers.0": ("front.layers.0",), "front.layers.1": ("front.layers.1",),
+         "layer1": ("layer1",), "layer2": ("layer2",)},
+    ),
+    "an encoder in a sequence": (
+        lambda: nn.Sequential(nn.Embedding(9, WIDTH), encoder(2), linear(), linear()),
+        {"stem": ("0",), "1.layers.0": ("1.layers.0",), "1.layers.1": ("1.layers.1",),
+         "head": ("1.norm", "2", "3")},
+    ),
+    "an encoder before a module with parts": (
+        lambda: nn.Sequential(encoder(2), Wrap(out=linear())),
+        {"0.layers.0": ("0.layers.0",), "0.layers.1": ("0.layers.1",), "head": ("0.norm", "1")},
+    ),
+    "blocks with a layer between": (
+        lambda: nn.Sequential(block(), linear(), block()),
+        {"0": ("0", "1"), "2": ("2",)},
+    ),
+    "two classes of blocks": (
+        lambda: Net(embed=linear(), layers=nn.ModuleList(
+            [block(), Net(att=linear(), norm=nn.LayerNorm(WIDTH)), block(),
+             Net(att=linear(), norm=nn.LayerNorm(WIDTH))]), out=linear()),
+        {"stem": ("embed",), "layers.0": ("layers.0",), "layers.1": ("layers.1",),
+         "layers.2": ("layers.2",), "layers.3": ("layers.3",), "head": ("out",)},
+    ),
+    "resnet": (
+        lambda: resnet((8, 16, 32, 64), (2, 1, 2, 1)),
+        {"stem": ("conv1", "bn1"), "layer1.0": ("layer1.0",), "layer1.1": ("layer1.1",),
+         "layer2.0": ("layer2",), "layer3.0": ("layer3.0",), "layer3.1": ("layer3.1",),
+         "layer4.0": ("layer4",), "head": ("fc",)},
+    ),
+    "resnet of one width": (
+        lambda: resnet((8, 8), (2, 2)),
+        {"stem": ("conv1", "bn1"), "layer1.0": ("layer1.0",), "layer1.1": ("layer1.1",),
+         "layer2.0": ("layer2.0",), "layer2.1": ("layer2.1",), "head": ("fc",)},
+    ),
+    "convolution blocks": (
+        lambda: nn.Sequential(*[nn.Sequential(nn.Conv2d(3 * n, 3 * n, 3), nn.BatchNorm2d(3 * n))
+                                for n in (1, 2, 3)], nn.Flatten(), linear()),
+        {"0": ("0",), "1": ("1",), "2": ("2",), "head": ("4",)},
+    ),
+    "convolution blocks under a heavier mlp": (
+        lambda: Net(features=nn.Sequential(*several(lambda: nn.Sequential(
+            nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), 2)),
+            classifier=feed_forward()),
+        {name: (name,) for name in ("features.0", "features.1", "classifier.0", "classifier.2")},
+    ),
+    "plain blocks with one part of parts": (
+        lambda: nn.Sequential(*several(lambda: nn.Sequential(nn.LayerNorm(WIDTH), block()))),
+        {"0": ("0",), "1": ("1",), "2": ("2",)},
+    ),
+    "inverted residuals": (
+        lambda: Net(features=nn.Sequential(*[Block(conv=nn.Sequential(
+            Wrap(conv=linear(WIDTH, wide)), Wrap(conv=linear(wide, wide)), linear(wide, WIDTH)))
+            for wide in (8, 16, 24)])),
+        {"features.0": ("features.0",), "features.1": ("features.1",),
+         "features.2": ("features.2",)},
+    ),
+    "inverted residuals with squeezing": (
+        lambda: Net(features=nn.Sequential(*[Block(conv=nn.Sequential(
+            Wrap(conv=linear(WIDTH, wide)), Net(squeeze=linear(wide, 2)),
+            Wrap(conv=linear(wide, WIDTH)))) for wide in (8, 16, 24)])),
+        {"features.0": ("features.0",), "features.1": ("features.1",),
+         "features.2": ("features.2",)},
+    ),
+    "stages of a class": (
+        lambda: Net(embed=linear(), stages=nn.ModuleList([stage(16), stage(32)])),
+        {"stem": ("embed", "stages.0.enter"), "stages.0.blocks.0": ("stages.0.blocks.0",),
+         "stages.0.blocks.1": ("stages.0.blocks.1", "stages.0.leave"),
+         "stages.1.blocks.0": ("stages.1.enter", "stages.1.blocks.0"),
+         "stages.1.blocks.1": ("stages.1.blocks.1",), "head": ("stages.1.leave",)},
+    ),
+    "blocks in two wrapped parts": (
+        lambda: nn.Sequential(linear(), *several(lambda: nn.Sequential(
+            Wrap(norm=nn.LayerNorm(WIDTH), part=linear()),
+            Wrap(norm=nn.LayerNorm(WIDTH), part=feed_forward())), 2), linear()),
+        {"stem": ("0",), "1": ("1",), "2": ("2",), "head": ("3",)},
+    ),
+    "attention heads in a list": (
+        lambda: Net(embed=linear(), blocks=nn.Sequential(*several(lambda: Block(
+            heads=nn.ModuleList(several(lambda: Wrap(key=linear(), query=linear()), 2)),
+            feed_forward=feed_forward()))), out=linear()),
+        {"stem": ("embed",), "blocks.0": ("blocks.0",), "blocks.1": ("blocks.1",),
+         "blocks.2": ("blocks.2",), "head": ("out",)},
+    ),
+    "attention heads in blocks of several widths": (
+        lambda: nn.Sequential(*[Block(
+            heads=nn.ModuleList(several(lambda: Wrap(key=linear(), query=linear()), 2)),
+            feed_forward=feed_forward(wide)) for wide in (64, 96)]),
+        {"0": ("0",), "1": ("1",)},
+    ),
+    "experts in a list": (
+        lambda: nn.Sequential(*several(lambda: Block(mix=linear(), experts=nn.ModuleList(
+            several(lambda: Wrap(up=linear(), down=linear()), 4))))),
+        {"0": ("0",), "1": ("1",), "2": ("2",)},
+    ),
+    "experts, and one block without": (
+        lambda: Net(blocks=nn.Sequential(
+            Block(mix=linear(), feed_forward=Wrap(one=feed_forward())),
+            *several(lambda: Block(mix=linear(), feed_forward=Wrap(
+                experts=nn.ModuleList(several(lambda: Wrap(up=linear(), down=linear()), 4)))),
+                2)), out=linear()),
+        {"blocks.0": ("blocks.0",), "blocks.1": ("blocks.1",), "blocks.2": ("blocks.2",),
+         "head": ("out",)},
+    ),
+    "small rows beside the blocks": (
+        lambda: Net(front=nn.ModuleList(several(lambda: block(2), 2)), body=nn.ModuleList(
+            several(lambda: Block(ff=feed_forward(), norm=nn.LayerNorm(WIDTH)), 2)),
+            heads=nn.ModuleList(several(lambda: Wrap(out=linear(WIDTH, 2)), 2))),
+        {"stem": ("front",), "body.0": ("body.0",), "body.1": ("body.1",), "head": ("heads",)},
+    ),
+    "bert with heads": (
+        bert_with_heads,
+        {"stem": ("backbone.embeddings",),
+         "backbone.encoder.layer.0": ("backbone.encoder.layer.0",),
+         "backbone.encoder.layer.1": ("backbone.encoder.layer.1",),
+         "head": ("backbone.pooler", "heads")},
+    ),
+    "bert of one layer": (
+        hub(BertModel, BertConfig(**text(1))),
+        {"embeddings": ("embeddings",), "encoder": ("encoder",), "pooler": ("pooler",)},
+    ),
+    "distilbert": (
+        hub(DistilBertForSequenceClassification,
+            DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=40)),
+        {"stem": ("distilbert.embeddings",),
+         "distilbert.transformer.layer.0": ("distilbert.transformer.layer.0",),
+         "distilbert.transformer.layer.1": ("distilbert.transformer.layer.1",),
+         "head": ("pre_classifier", "classifier")},
+    ),
+    "gpt-2, tied": (
+        hub(GPT2LMHeadModel, GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40)),
+        {"stem": ("transformer.wte", "transformer.wpe"), "transformer.h.0": ("transformer.h.0",),
+         "transformer.h.1": ("transformer.h.1",), "head": ("transformer.ln_f",)},
+    ),
+    "llama": (
+        hub(LlamaForCausalLM, LlamaConfig(**text(2), num_key_value_heads=1)),
+        {"stem": ("model.embed_tokens",), "model.layers.0": ("model.layers.0",),
+         "model.layers.1": ("model.layers.1",), "head": ("model.norm", "lm_head")},
+    ),
+    "vit": (
+        hub(ViTForImageClassification, ViTConfig(**{**text(2), "image_size": 8, "patch_size": 4})),
+        {"stem": ("vit.embeddings",), "vit.layers.0": ("vit.layers.0",),
+         "vit.layers.1": ("vit.layers.1",), "head": ("vit.layernorm", "classifier")},
+    ),
+    "t5": (
+        hub(T5ForConditionalGeneration,
+            T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=40)),
+        {"stem": ("shared",), "encoder.block.0": ("encoder.block.0",),
+         "encoder.block.1": ("encoder.block.1", "encoder.final_layer_norm"),
+         "decoder.block.0": ("decoder.block.0",), "decoder.block.1": ("decoder.block.1",),
+         "head": ("decoder.final_layer_norm",)},
+    ),
+    "swin": (
+        hub(SwinModel, SwinConfig(embed_dim=8, depths=[1, 2], num_heads=[1, 2], image_size=16)),
+        {"stem": ("embeddings",),
+         "encoder.layers.0.blocks.0": ("encoder.layers.0",),
+         "encoder.layers.1.blocks.0": ("encoder.layers.1.blocks.0",),
+         "encoder.layers.1.blocks.1": ("encoder.layers.1.blocks.1",),
+         "head": ("layernorm",)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "expected"), MODELS.values(), ids=MODELS.keys())
+def test_layers_of_common_models(
+    build: Callable[[], nn.Module], expected: dict[str, tuple[str, ...]]
+) -> None:
+    """Each model has the layers that a person would name, with the modules that belong to them."""
+    with torch.device("meta"):
+        layers = infer_layers(build())
+    assert {layer.name: layer.modules for layer in layers} == expected
+    assert [layer.name for layer in layers] == list(expected)
+
+
+@given(trees())
+def test_every_parameter_is_in_one_layer(tree: Tree) -> None:
+    """Layers share out the parameters: each once, indices from 0, names and modules unique."""
+    model = tree.build()
+    tensors = dict(model.named_parameters())
+    layers = infer_layers(model)
+    shared_out = [name for layer in layers for name in layer.parameter_names]
+    assert sorted(shared_out) == sorted(tensors)
+    assert [layer.index for layer in layers] == list(range(len(layers)))
+    assert len({layer.name for layer in layers}) == len(layers)
+    for layer in layers:
+        assert layer.numel == sum(tensors[name].numel() for name in layer.parameter_names)
+        assert layer.parameter_names == tuple(n for n in tensors if n in layer.parameter_names)
+    modules = [path for layer in layers for path in layer.modules]
+    assert len(set(modules)) == len(modules)
+
+
+@given(trees())
+def test_modules_are_the_largest_that_lie_in_the_layer(tree: Tree) -> None:
+    """A layer's modules are those whose parameters are all in it and whose parent's are not."""
+    model = tree.build()
+    names = list(dict(model.named_parameters()))
+    for layer in infer_layers(model):
+        below = {
+            path: {name for name in names if name.startswith(f"{path}.".lstrip("."))}
+            for path, _ in model.named_modules()
+        }
+        whole = {path for path, inside in below.items() if inside} & {
+            path for path, inside in below.items() if inside <= set(layer.parameter_names)
+        }
+        largest = {path for path in whole if not path or path.rpartition(".")[0] not in whole}
+        assert set(layer.modules) == largest
+
+
+@given(trees())
+def test_layer_ids_are_those_of_the_layers(tree: Tree) -> None:
+    """The resolver's view, an index per parameter, is the same division."""
+    model = tree.build()
+    walked = walk(model, Automaton([], [])).tree
+    found = dict(zip(walked.names, layer_ids(walked), strict=True))
+    layers = infer_layers(model)
+    assert found == {name: layer.index for layer in layers for name in layer.parameter_names}
+
+
+def test_own_parameters_above_the_blocks_are_in_the_stem() -> None:
+    """A class token of the model stands before its first block."""
+    blocks = nn.ModuleList(several(block))
+    layers = infer_layers(Net(token=True, patch=linear(), blocks=blocks, out=linear()))
+    assert [layer.name for layer in layers] == ["stem", "blocks.0", "blocks.1", "blocks.2", "head"]
+    assert layers[0].parameter_names == ("cls_token", "patch.weight", "patch.bias")
+    assert layers[0].modules == ("patch",)
+    assert layers[0].numel == WIDTH + WIDTH * WIDTH + WIDTH
+
+
+def test_own_parameters_above_layers_without_blocks_are_in_the_first() -> None:
+    """Where there is no stem, what stands before the first layer belongs to it."""
+    layers = infer_layers(Net(net=Net(token=True, fc=linear(), out=linear())))
+    assert [layer.name for layer in layers] == ["net.fc", "net.out"]
+    assert layers[0].parameter_names == ("net.cls_token", "net.fc.weight", "net.fc.bias")
+
+
+def test_own_parameters_of_a_decoder_are_in_its_first_block() -> None:
+    """What stands between two stacks joins the block with which it shares more of its path."""
+    config = CLIPConfig(
+        text_config=text(2), vision_config={**text(2), "image_size": 8, "patch_size": 4}
+    )
+    with torch.device("meta"):
+        layers = {layer.name: layer for layer in infer_layers(CLIPModel(config))}
+    last_text = layers["text_model.encoder.layers.1"]
+    assert "text_model.final_layer_norm" in last_text.modules
+    first_seen = layers["vision_model.encoder.layers.0"]
+    assert first_seen.modules[:2] == ("vision_model.embeddings", "vision_model.pre_layrnorm")
+    assert "logit_scale" in layers["stem"].parameter_names
+
+
+def test_what_stands_between_equals_joins_the_block_before() -> None:
+    """A module between two stacks of the same depth belongs to what came before it."""
+    model = Net(
+        one=nn.ModuleList(several(block, 2)), bridge=linear(), two=nn.ModuleList(several(block, 2))
+    )
+    layers = {layer.name: layer.modules for layer in infer_layers(model)}
+    assert layers["one.1"] == ("one.1", "bridge")
+    assert layers["two.0"] == ("two.0",)
+
+
+def test_a_tied_parameter_is_in_the_layer_of_its_first_name() -> None:
+    """The weight that the output shares with the embedding is the embedding's."""
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40))
+    layers = infer_layers(model)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert "transformer.wte.weight" in layers[0].parameter_names
+    assert not any("lm_head.weight" in layer.parameter_names for layer in layers)
+    assert sum(layer.numel for layer in layers) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+    ],
+    ids=["DataParallel", "AveragedModel", "compile"],
+)
+def test_wrappers_change_nothing(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """A wrapped model has the layers, and the names, of the model inside."""
+    model = resnet((8, 16), (2, 2))
+    assert infer_layers(wrap(model)) == infer_layers(model)
+
+
+def test_wrapped_blocks_are_blocks() -> None:
+    """A checkpoint wrapper around each block changes no name."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    plain = nn.Sequential(linear(), *several(block), linear())
+    expected = infer_layers(plain)
+    for number in range(1, 4):
+        plain[number] = checkpoint_wrapper(plain[number])
+    assert infer_layers(plain) == expected
+
+
+def test_a_lazy_parameter_counts_nothing_yet() -> None:
+    """A parameter without a shape is in its layer, with no elements."""
+    layers = infer_layers(nn.Sequential(nn.LazyLinear(3), nn.ReLU(), linear(3, 2)))
+    assert [(layer.name, layer.numel) for layer in layers] == [("0", 0), ("2", 8)]
+
+
+def test_a_model_without_parameters_has_no_layers() -> None:
+    """Where there is nothing to freeze there is no layer."""
+    assert infer_layers(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3, affine=False))) == ()
+
+
+def test_infer_layers_reads_only() -> None:
+    """Flags, modes and tensors are left as they are."""
+    model = resnet((8, 16), (2, 2)).eval()
+    model.conv1.requires_grad_(False)
+    before = [(id(p), p.requires_grad, p._version) for p in model.parameters()]
+    infer_layers(model)
+    assert [(id(p), p.requires_grad, p._version) for p in model.parameters()] == before
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("given", [{"a": linear()}, nn.Linear, None])
+def test_what_is_no_module_is_refused(given: object) -> None:
+    """The error names the type it got."""
+    with pytest.raises(PlanError) as caught:
+        infer_layers(given)
+    assert str(caught.value) == f"expected a torch.nn.Module, got {type(given).__name__}"
