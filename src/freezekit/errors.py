@@ -37,3 +37,29 @@ class PatternError(PlanError):
         ...     print("{0..3}" in str(error))
         True
     """
+
+
+class FrozenChangedError(FreezekitError):
+    """What was frozen throughout a guarded block has changed.
+
+    Attributes:
+        names: every tensor that changed, in the order of the model.
+
+    Example:
+        >>> import torch
+        >>> from freezekit import FreezePlan
+        >>> from freezekit.errors import FrozenChangedError
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> applied = FreezePlan().freeze("[0]").apply(model)
+        >>> try:
+        ...     with applied.guard():
+        ...         _ = model[0].weight.data.mul_(2)
+        ... except FrozenChangedError as error:
+        ...     print(error.names)
+        ('0.weight',)
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        """Says what changed, and names it."""
+        super().__init__(message)
+        self.names = names
