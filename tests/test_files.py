@@ -183,6 +183,8 @@ def test_empty_plan_is_saved_as_an_empty_list(tmp_path: Path) -> None:
         ("freeze: **", 'freeze: "**"'),
         ("no_decay:   **   # all", 'no_decay: "**"'),
         ("group: **@LayerNorm", 'group: "**@LayerNorm"'),
+        ("unfreeze_layerwise: **", 'unfreeze_layerwise: "**"'),
+        ("layer_decay: *", 'layer_decay: "*"'),
         ("freeze: @LayerNorm", 'freeze: "@LayerNorm"'),
         ("freeze: !x", 'freeze: "!x"'),
         ("freeze: !!x", 'freeze: "!!x"'),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, SupportsIndex, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -103,8 +104,8 @@ class AppliedPlan:
         now, unit = self._now(epoch, step)
         if metrics is not None and self.resolved.metrics:
             self._stalls.observe(now, unit, metrics)
+        self._clock = {"epoch": _whole(epoch), "step": _whole(step)}
         self._move(now)
-        self._clock = {"epoch": epoch, "step": step}
 
     def _now(self, epoch: int | None, step: int | None) -> tuple[int, str]:
         """Returns the moment and what it is counted in."""
@@ -123,9 +124,10 @@ class AppliedPlan:
 
     def _last(self) -> int:
         """Returns the moment of the last `advance`, 0 before the first."""
-        if all(each is None for each in self._clock.values()):
+        try:
+            return self._now(**self._clock)[0]
+        except PlanError:
             return 0
-        return self._now(**self._clock)[0]
 
     def _move(self, now: int) -> None:
         """Carries out the phase of a moment."""
@@ -159,6 +161,7 @@ class AppliedPlan:
         if self._waiting is not _NOTHING and not self._steps.gathers():
             self._writer.carry_out(self._waiting)
             self._waiting = _NOTHING
+            self._refresh()
             self._narrow_guards()
 
     def param_groups(
@@ -542,3 +545,8 @@ def _joined(waiting: Change, change: Change) -> Change:
     return change._replace(
         unfreeze=[*unfreeze, *change.unfreeze], let_go=sorted([*let_go, *change.let_go])
     )
+
+
+def _whole(clock: int | None) -> int | None:
+    """Returns a clock as an int; None for one that is not, which the plan does not use then."""
+    return operator.index(clock) if isinstance(clock, SupportsIndex) else None

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from array import array
 from collections.abc import Iterator
 
 import torch
 from torch.nn.parameter import is_lazy
 
 NO_CONTENT = bytes(16)
-"""The digest of a tensor that holds nothing yet: on meta, uninitialized, or its storage freed."""
+"""The digest of a tensor that holds nothing: on meta, uninitialized, or its storage freed."""
 
 _COLUMNS = 512
 _BLOCK_ROWS = 1 << 14
 _SMALL = 1 << 17
-# Of order 2**30 modulo 2**32, as it is 5 modulo 8, and of good lattice structure.
-_FACTOR = 1566083941
 
 
 def digest(tensor: torch.Tensor) -> bytes:
@@ -27,13 +27,14 @@ def digest(tensor: torch.Tensor) -> bytes:
     three families of sums modulo :math:`2^{32}` go into BLAKE2b in its place:
 
     .. math::
-        \sum_r M^r x_{rc} \qquad \sum_r M^r \lfloor x_{rc} / 2^{16} \rfloor \qquad \sum_c x_{rc}
+        \sum_r w_r x_{rc} \qquad \sum_r w_r \lfloor x_{rc} / 2^{16} \rfloor \qquad \sum_c x_{rc}
 
-    The sums over a column see every change within one word, every two flipped bits and every swap
-    of two elements for certain. Other changes pass one column with a chance of :math:`2^{-64}`, or
-    of :math:`2^{-17}` if signs alone flip; without the second sum half of those would pass, as the
-    top bit of the first only tells odd from even. The sums over rows see whatever stays within
-    one column. There is no secret in it: it finds mistakes, not forgeries.
+    The weights are random and odd, and no two agree modulo :math:`2^{16}`. So a change is seen for
+    certain if it touches some row or some column in one word only, and so is every swap of two
+    elements. Anything else would have to keep every row's plain sum, and then passes the columns
+    with a chance of :math:`2^{-64}`, or :math:`2^{-16}` if it flips nothing but signs. Those are
+    what the second sum is for: the top bit of the first only tells odd from even. There is no
+    secret in it: it finds mistakes, not forgeries.
 
     Scratch memory is bounded, except that a tensor that is not contiguous, or not aligned at four
     bytes, is copied for the time of its digest. Of a DTensor the local shard counts.
@@ -82,41 +83,33 @@ def _sums(words: torch.Tensor) -> Iterator[torch.Tensor]:
     size = _piece_rows(words)
     columns = words.new_empty(2, size, _COLUMNS)
     lower, upper, scratch = columns[0], columns[1], words.new_empty(size, _COLUMNS)
-    step = pow(_FACTOR, size, 1 << 32)
+    table = torch.frombuffer(_weights(), dtype=torch.int32).to(words.device).unsqueeze(1)
     for block in torch.split(words, _BLOCK_ROWS):
         rows = words.new_empty(len(block))
         columns.zero_()
-        weight = 1
-        for piece, sums in zip(torch.split(block, size), torch.split(rows, size), strict=True):
+        parts = (torch.split(each, size) for each in (block, table[: len(block)], rows))
+        for piece, weights, sums in zip(*parts, strict=True):
             if len(piece) < size:
                 lower, upper, scratch = (each[: len(piece)] for each in (lower, upper, scratch))
             torch.sum(piece, 1, dtype=torch.int32, out=sums)
-            lower.add_(piece, alpha=weight)
+            lower.addcmul_(piece, weights)
             torch.bitwise_right_shift(piece, 16, out=scratch)
-            upper.add_(scratch, alpha=weight)
-            weight = _signed(weight * step)
-        yield _folded(columns)
+            upper.addcmul_(scratch, weights)
+        yield columns.sum(1, dtype=torch.int32)
         yield rows
 
 
-def _folded(columns: torch.Tensor) -> torch.Tensor:
-    """Returns the sums of a piece over its rows, weighted, by halves; writes into it."""
-    half = columns.shape[1]
-    while half > 1:
-        half //= 2
-        weight = _signed(pow(_FACTOR, half, 1 << 32))
-        columns = columns[:, :half].add_(columns[:, half:], alpha=weight)
-    return columns.contiguous()
-
-
 def _piece_rows(words: torch.Tensor) -> int:
-    """Returns how many rows to take at a time: a power of two, at most a block."""
+    """Returns how many rows to take at a time, so that scratch stays in the cache."""
     if words.device.type != "cpu":
         return 1 << 12
-    threads = torch.get_num_threads()
-    return min(1 << max(8, (64 * threads - 1).bit_length()), _BLOCK_ROWS)
+    return max(256, 64 * torch.get_num_threads())
 
 
-def _signed(weight: int) -> int:
-    """Returns a weight modulo 2**32 as a 32-bit integer."""
-    return (weight + (1 << 31)) % (1 << 32) - (1 << 31)
+@functools.cache
+def _weights() -> bytearray:
+    """Returns a 32-bit weight for each row of a block: odd, random, distinct modulo 2**16."""
+    noise = array("I", hashlib.shake_128(b"freezekit").digest(8 * _BLOCK_ROWS))
+    places = sorted(range(len(noise)), key=noise.__getitem__)
+    pairs = zip(noise, places[:_BLOCK_ROWS], strict=False)
+    return bytearray(array("I", ((high >> 16 << 16) + 2 * low + 1 for high, low in pairs)))

@@ -241,7 +241,7 @@ def _rungs(shape: _Shape) -> tuple[list[int], bool]:
             opened.add(row)
     pieces = [0]
     while len(pieces) == 1 and shape.below[pieces[0]]:
-        pieces = _children(shape, pieces[0], opened - closed)
+        pieces = _children(shape, pieces[0], opened)
     return pieces, False
 
 
@@ -263,7 +263,7 @@ def _stacks(shape: _Shape) -> tuple[list[tuple[int, list[int]]], int]:
         deep = [[child for child in run if child in parts] for run in runs]
         deep = [run for run in deep if shape.twins(run)]
         if deep:
-            members = sorted(child for run in deep for child in run)
+            members = [child for run in deep for child in run]
             stacks.append((sum(shape.numel[child] for child in members), members))
             inside.update(members)
             continue

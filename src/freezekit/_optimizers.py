@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from ._cascade import Outcome
+from ._cascade import Decision, Outcome
 from ._resolved import Phase, ResolvedPlan
 from ._resume import by_name
 from ._rows import RowKeeper, frozen_rows
@@ -22,17 +23,35 @@ LBFGS = "LBFGS takes one param group and steps frozen parameters too; use anothe
 _UNKNOWN = Base(None, None)
 
 
+class _Acting(NamedTuple):
+    """A param group whose values change in the course of training.
+
+    Attributes:
+        group: its place among the optimizer's groups.
+        outcome: what the plan means for its parameters.
+        base: what it has where the plan says nothing.
+    """
+
+    group: int
+    outcome: Outcome
+    base: Base
+
+
 class _Attached(NamedTuple):
     """One attached optimizer.
 
     Attributes:
         hooks: what acts in its steps.
-        groups: the rows of the ever-trained parameters in each of its param groups.
+        groups: the rows in each of its param groups.
+        acting: those groups whose values change.
+        partial: rows of the tensors of which only some rows train.
         handles: the hooks on its loading.
     """
 
     hooks: StepHooks
     groups: list[list[int]]
+    acting: list[_Acting]
+    partial: list[int]
     handles: tuple[RemovableHandle, ...]
 
 
@@ -60,7 +79,16 @@ class Optimizers:
         self._phase = resolved.phases[0]
         self._ramps: list[tuple[StepHooks, Ramp, int]] = []
         self._keepers: list[RowKeeper] = []
-        self._acting = self._find_acting()
+        outcomes = resolved._outcomes
+        self._acting = {n for n, outcome in enumerate(outcomes) if changes(outcome)}
+        self._opens = [
+            any(
+                after.trainable and not before.trainable
+                for outcome in outcomes
+                for before, after in pairwise(outcome.decisions[phase.index :])
+            )
+            for phase in resolved.phases
+        ]
         self._lacking = self._find_lacking()
 
     @property
@@ -95,15 +123,21 @@ class Optimizers:
                         "param_groups(pattern) of its own"
                     )
                 taken.add(row)
-            for group in groups[optimizer]:
-                self._check_group(group, optimizer)
+        fresh = dict.fromkeys(optimizers)
+        acting = {each: self._find_acting(groups[each], each) for each in fresh}
         known = {each.hooks.optimizer: each for each in self._attached}
-        self._attached = [
-            known[optimizer]._replace(groups=held)
-            if optimizer in known
-            else _Attached(StepHooks(optimizer, self._done), held, self._watch_loading(optimizer))
-            for optimizer, held in groups.items()
-        ]
+        for optimizer in fresh:
+            old = known.get(optimizer)
+            known[optimizer] = _Attached(
+                hooks=old.hooks if old else StepHooks(optimizer, self._done),
+                groups=groups[optimizer],
+                acting=acting[optimizer],
+                partial=[
+                    row for group in groups[optimizer] for row in group if self._has_rows(row)
+                ],
+                handles=old.handles if old else self._watch_loading(optimizer),
+            )
+        self._attached = list(known.values())
         self._lacking = self._find_lacking()
 
     def check_complete(self) -> None:
@@ -128,42 +162,40 @@ class Optimizers:
         for keeper in self._keepers:
             keeper.remove()
         self._keepers = []
-        outcomes, ids = self._resolved._outcomes, self._resolved._outcome_ids
-        later = any(
-            b.trainable and not a.trainable
-            for outcome in outcomes
-            for a, b in zip(outcome.decisions, outcome.decisions[1:], strict=False)
-        )
-        for hooks, groups, _ in self._attached:
+        for each in self._attached:
+            hooks = each.hooks
             hooks.put_back()
-            hooks.watch = later
+            hooks.watch = self._opens[phase.index]
             hooks.stand_ins = []
-            hooks.keepers = []
-            for index, rows in enumerate(groups):
-                acting = [row for row in rows if ids[row] in self._acting]
-                if acting:
-                    outcome = outcomes[ids[acting[0]]]
-                    base = self._bases.get(acting[0], _UNKNOWN)
-                    defaults = hooks.optimizer.defaults
-                    hooks.stand_ins += stand_ins(index, outcome, phase.index, base, defaults)
-                    warm = ramp(index, outcome, path, opened)
-                    if warm is not None:
-                        self._ramps.append((hooks, warm, len(hooks.stand_ins)))
-                        hooks.stand_ins.append(StandIn(index, "lr", 1.0, multiplies=True))
-                hooks.keepers += self._row_keepers(rows)
+            for index, outcome, base in each.acting:
+                defaults = hooks.optimizer.defaults
+                hooks.stand_ins += stand_ins(index, outcome, phase.index, base, defaults)
+                warm = ramp(index, outcome, path, opened)
+                if warm is not None:
+                    self._ramps.append((hooks, warm, len(hooks.stand_ins)))
+                    hooks.stand_ins.append(StandIn(index, "lr", 1.0, multiplies=True))
+            hooks.keepers = self._row_keepers(each.partial)
+            self._keepers += hooks.keepers
 
     def _row_keepers(self, rows: Sequence[int]) -> list[RowKeeper]:
-        resolved = self._resolved
-        made = []
+        tree, made = self._resolved._tree, []
         for row in rows:
-            outcome = resolved._outcomes[resolved._outcome_ids[row]]
-            shape, decision = resolved._tree.shapes[row], outcome.decisions[self._phase.index]
-            if decision.rows is not None and decision.trainable and shape:
+            decision = self._decision(row)
+            shape, name = tree.shapes[row], tree.names[row]
+            find = self._writer.finder(row)
+            if decision.rows is not None and shape and find().requires_grad:
                 frozen = frozen_rows(decision, shape[0])
-                name = resolved._tree.names[row]
-                made.append(RowKeeper(name, self._writer.finder(row), frozen, shape[0]))
-        self._keepers += made
+                made.append(RowKeeper(name, find, frozen, shape[0]))
         return made
+
+    def _decision(self, row: int) -> Decision:
+        """Returns what holds for a parameter in the present phase."""
+        resolved = self._resolved
+        return resolved._outcomes[resolved._outcome_ids[row]].decisions[self._phase.index]
+
+    def _has_rows(self, row: int) -> bool:
+        decisions = self._resolved._outcomes[self._resolved._outcome_ids[row]].decisions
+        return any(each.rows is not None and each.trainable for each in decisions)
 
     def tick(self, step: int | None) -> None:
         """Sets the warm-up factors for a step; ends those that are over."""
@@ -175,16 +207,14 @@ class Optimizers:
     def lrs(self) -> dict[str, float]:
         """Returns the lr of each group as its next step has it, 0 where all is frozen."""
         found: dict[str, float] = {}
-        outcomes, ids = self._resolved._outcomes, self._resolved._outcome_ids
-        for hooks, groups, _ in self._attached:
-            for index, group in enumerate(hooks.optimizer.param_groups):
+        for each in self._attached:
+            for index, group in enumerate(each.hooks.optimizer.param_groups):
                 rate = group["lr"]
-                for each in hooks.stand_ins:
-                    if each.group == index and each.key == "lr":
-                        rate = rate * each.value
-                rows = groups[index] if index < len(groups) else []
-                decisions = [outcomes[ids[row]].decisions[self._phase.index] for row in rows]
-                if decisions and not any(each.trainable for each in decisions):
+                for other in each.hooks.stand_ins:
+                    if other.group == index and other.key == "lr":
+                        rate = rate * other.value
+                rows = each.groups[index] if index < len(each.groups) else []
+                if rows and not any(self._decision(row).trainable for row in rows):
                     rate = 0.0
                 found[group.get("name", f"group {len(found)}")] = float(rate)
         return found
@@ -202,28 +232,27 @@ class Optimizers:
         """Drops the state of what is frozen, if that is wanted."""
         if not self._drops:
             return
-        outcomes, ids = self._resolved._outcomes, self._resolved._outcome_ids
-        for hooks, groups, _ in self._attached:
-            for row in (row for rows in groups for row in rows):
-                if not outcomes[ids[row]].decisions[self._phase.index].trainable:
-                    hooks.optimizer.state.pop(self._writer.parameter(row), None)
+        for each in self._attached:
+            for row in (row for rows in each.groups for row in rows):
+                if not self._decision(row).trainable:
+                    each.hooks.optimizer.state.pop(self._writer.parameter(row), None)
 
     def names(self) -> list[list[Any]]:
         """Returns, for each param group, its name and the names of its parameters."""
         names = self._resolved._tree.names
         return [
             [group.get("name", ""), [names[row] for row in rows]]
-            for hooks, groups, _ in self._attached
-            for group, rows in zip(hooks.optimizer.param_groups, groups, strict=False)
+            for each in self._attached
+            for group, rows in zip(each.hooks.optimizer.param_groups, each.groups, strict=False)
         ]
 
     def remove(self) -> None:
         """Takes every hook away."""
         for keeper in self._keepers:
             keeper.remove()
-        for hooks, _, handles in self._attached:
-            hooks.remove()
-            for handle in handles:
+        for each in self._attached:
+            each.hooks.remove()
+            for handle in each.handles:
                 handle.remove()
         self._attached = []
 
@@ -243,9 +272,39 @@ class Optimizers:
             optimizer.register_load_state_dict_post_hook(after),
         )
 
-    def _find_acting(self) -> set[int]:
-        """Returns the outcomes whose steps differ in the course of training."""
-        return {n for n, outcome in enumerate(self._resolved._outcomes) if changes(outcome)}
+    def _find_acting(
+        self, groups: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer
+    ) -> list[_Acting]:
+        """Returns the groups whose values change.
+
+        Raises:
+            FreezekitError: parameters share a group although theirs change differently, or a base
+                lr is needed and not known.
+        """
+        outcomes, ids = self._resolved._outcomes, self._resolved._outcome_ids
+        found = []
+        for index, rows in enumerate(groups):
+            if not any(ids[row] in self._acting for row in rows):
+                continue
+            seen: dict[object, int] = {}
+            for row in rows:
+                decisions = outcomes[ids[row]].decisions
+                if any(each.trainable for each in decisions):
+                    seen.setdefault(tuple(each.optimized() for each in decisions), row)
+            if len(seen) > 1:
+                first, second = (self._resolved._tree.names[row] for row in [*seen.values()][:2])
+                raise FreezekitError(
+                    f"{first!r} and {second!r} share a param group, and the plan changes their lr, "
+                    "weight decay or options at different times; build the groups with "
+                    "param_groups(lr=...)"
+                )
+            row = next(iter(seen.values()))
+            acting = _Acting(index, outcomes[ids[row]], self._bases.get(row, _UNKNOWN))
+            for phase in self._resolved.phases:
+                for _ in stand_ins(*acting[:2], phase.index, acting.base, optimizer.defaults):
+                    pass
+            found.append(acting)
+        return found
 
     def _find_lacking(self) -> tuple[str, str] | None:
         """Returns a parameter that needs an attached optimizer and is in none, and what for."""
@@ -273,28 +332,6 @@ class Optimizers:
         if self._drops and not all(each.trainable for each in outcome.decisions):
             return "drops optimizer state"
         return ""
-
-    def _check_group(self, rows: Sequence[int], optimizer: torch.optim.Optimizer) -> None:
-        """Raises where parameters share a group although their steps change differently."""
-        outcomes, ids = self._resolved._outcomes, self._resolved._outcome_ids
-        if not any(ids[row] in self._acting for row in rows):
-            return
-        seen: dict[object, int] = {}
-        for row in rows:
-            decisions = outcomes[ids[row]].decisions
-            if any(each.trainable for each in decisions):
-                seen.setdefault(tuple(each.optimized() for each in decisions), row)
-        if len(seen) > 1:
-            first, second = (self._resolved._tree.names[row] for row in [*seen.values()][:2])
-            raise FreezekitError(
-                f"{first!r} and {second!r} share a param group, and the plan changes their lr, "
-                "weight decay or options at different times; build the groups with "
-                "param_groups(lr=...)"
-            )
-        row = next(iter(seen.values()))
-        base = self._bases.get(row, _UNKNOWN)
-        for phase in self._resolved.phases:
-            list(stand_ins(0, outcomes[ids[row]], phase.index, base, optimizer.defaults))
 
 
 def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:

@@ -72,7 +72,10 @@ def bind(
     if tree.aliases:
         outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
-    warnings = (*_idle(cascade, outcomes), *_fixed(cascade, tree, traits, outcomes, outcome_ids))
+    warnings = (
+        *_idle(plan, cascade, outcomes),
+        *_fixed(cascade, tree, traits, outcomes, outcome_ids),
+    )
     return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
 
 
@@ -257,7 +260,7 @@ def _check_rows(
             )
 
 
-def _idle(cascade: Cascade, outcomes: Sequence[Outcome]) -> list[str]:
+def _idle(plan: FreezePlan, cascade: Cascade, outcomes: Sequence[Outcome]) -> list[str]:
     """Returns a sentence for each rule that can never have an effect."""
     entries = cascade.entries
     effective = cascade.effective(outcomes)
@@ -266,7 +269,7 @@ def _idle(cascade: Cascade, outcomes: Sequence[Outcome]) -> list[str]:
     reaching = {entries[number].source for numbers in deciding for number in numbers}
     winning = {entries[numbers[-1]].source for numbers in deciding}
     sentences = []
-    for source, label in {entry.source: entry.label for entry in entries}.items():
+    for source, rule in enumerate(plan.rules):
         if source in effective:
             continue
         if source not in reaching:
@@ -275,7 +278,7 @@ def _idle(cascade: Cascade, outcomes: Sequence[Outcome]) -> list[str]:
             why = "later rules override all it says"
         else:
             why = "what it sets never comes to bear: nothing it decides for trains while it does"
-        sentences.append(f"{label} has no effect: {why}")
+        sentences.append(f"rule {source + 1}, {rule.call} has no effect: {why}")
     return sentences
 
 

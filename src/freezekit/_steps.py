@@ -11,11 +11,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from ._cascade import Decision, Outcome
+from ._rows import RowKeeper
 from .errors import FreezekitError
 
 _ABSENT = object()
@@ -35,16 +36,6 @@ class StandIn(NamedTuple):
     key: str
     value: Any
     multiplies: bool
-
-
-class StepKeeper(Protocol):
-    """Something that must be as it was after a step."""
-
-    def before(self) -> None:
-        """Notes it."""
-
-    def after(self) -> None:
-        """Puts it back."""
 
 
 class StepHooks:
@@ -69,7 +60,7 @@ class StepHooks:
         """
         self.optimizer = optimizer
         self.stand_ins: list[StandIn] = []
-        self.keepers: list[StepKeeper] = []
+        self.keepers: list[RowKeeper] = []
         self.watch = False
         self._done = done
         self._saved: list[tuple[dict[str, Any], str, Any]] = []
