@@ -216,9 +216,11 @@ def _differences(ours: Decision, theirs: Decision) -> dict[str, tuple[Any, Any]]
 
 def _values(decision: Decision) -> Iterator[tuple[str, Any]]:
     yield "trainable", decision.trainable
-    for key in ("lr", "lr_mult", "weight_decay", "warmup_steps", "frozen_mode", "rows"):
+    for key in ("lr", "lr_mult", "weight_decay", "warmup_steps", "frozen_mode"):
         if getattr(decision, key) is not None:
             yield key, getattr(decision, key)
+    if decision.rows is not None:
+        yield "rows", decision.rows if decision.rows_train else f"all but {decision.rows}"
     yield from decision.options
 
 

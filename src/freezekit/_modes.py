@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
+
 from ._names import Tree
 
 State = Literal["trainable", "frozen", "partial", "none"]
@@ -139,7 +141,11 @@ def _kept_in_train(tree: Tree, parameters: Sequence[Fate], held: Sequence[bool])
 
 
 def module_rows(
-    tree: Tree, trainable: Sequence[bool], held: Sequence[bool], kept: set[int]
+    tree: Tree,
+    trainable: Sequence[bool],
+    held: Sequence[bool],
+    kept: set[int],
+    partly: Mapping[int, int],
 ) -> list[ModuleRow]:
     """Returns one row per module, in the order of `named_modules()`.
 
@@ -148,10 +154,12 @@ def module_rows(
         trainable: which parameters train.
         held: which modules are held.
         kept: which of those stay in train mode.
+        partly: how many elements train of the parameters of which not all do.
     """
     count = len(tree.prefixes)
     own, numel, live = [0] * count, [0] * count, [0] * count
-    tensors, live_tensors, lazy = [0] * count, [0] * count, [False] * count
+    tensors, live_tensors = [0] * count, [0] * count
+    lazy, cut = [False] * count, [False] * count
     for owner, shape, trains in zip(tree.owners, tree.shapes, trainable, strict=True):
         size = 0 if shape is None else shape.numel()
         lazy[owner] |= shape is None
@@ -159,12 +167,16 @@ def module_rows(
         tensors[owner] += 1
         live[owner] += size * trains
         live_tensors[owner] += trains
+    for at, elements in partly.items():
+        live[tree.owners[at]] -= (tree.shapes[at] or torch.Size()).numel() - elements
+        cut[tree.owners[at]] = True
     numel[:] = own
     for row in range(count - 1, 0, -1):
         parent = tree.parents[row]
         for column in (numel, live, tensors, live_tensors):
             column[parent] += column[row]
         lazy[parent] |= lazy[row]
+        cut[parent] |= cut[row]
     tied = {alias.owner: alias.row for alias in tree.aliases}
     depths: list[int] = []
     rows = []
@@ -183,9 +195,9 @@ def module_rows(
                 tensors=tensors[row],
                 trainable_tensors=live_tensors[row],
                 state=(
-                    _state(tensors[row], live_tensors[row])
+                    _state(tensors[row], live_tensors[row], cut[row])
                     if second is None
-                    else _state(1, trainable[second])
+                    else _state(1, trainable[second], second in partly)
                 ),
                 mode="eval" if held[row] and row not in kept else "train",
                 held=held[row] and row not in kept,
@@ -196,9 +208,9 @@ def module_rows(
     return rows
 
 
-def _state(tensors: int, live: int) -> State:
+def _state(tensors: int, live: int, cut: bool) -> State:
     if not tensors:
         return "none"
     if not live:
         return "frozen"
-    return "trainable" if live == tensors else "partial"
+    return "trainable" if live == tensors and not cut else "partial"

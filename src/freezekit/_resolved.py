@@ -14,7 +14,7 @@ from ._cascade import Cascade, Decision, Outcome
 from ._modes import Fate, ModuleRow, held_modules, module_rows
 from ._names import Tree
 from ._plan import FreezePlan
-from ._rules import Rule, whole_number
+from ._rules import Rule, parse_rows, whole_number
 from ._suggest import counted
 from ._timeline import ClockUnit
 from .errors import PlanError
@@ -339,25 +339,50 @@ class ResolvedPlan:
 
         return diff(self, other)
 
-    def module_rows(self, *, epoch: int | None = None, step: int | None = None) -> list[ModuleRow]:
+    def module_rows(
+        self, *, epoch: int | None = None, step: int | None = None, stalls: int = 0
+    ) -> list[ModuleRow]:
         """Returns the model module by module, in the order of `named_modules()`.
 
         Args:
             epoch: as in `at`; the start of training if neither clock is given.
             step: as in `at`.
+            stalls: as in `at`.
 
         Raises:
             PlanError: as in `at`.
         """
-        return self._module_rows(self._phase(epoch, step))
+        return self._module_rows(self._phase(epoch, step, stalls))
 
     def _module_rows(self, phase: Phase) -> list[ModuleRow]:
         trains = [outcome.decisions[phase.index].trainable for outcome in self._outcomes]
+        flags = [trains[each] for each in self._outcome_ids]
         held, kept = self._held(phase.index)
-        return module_rows(self._tree, [trains[each] for each in self._outcome_ids], held, kept)
+        return module_rows(self._tree, flags, held, kept, self._partly(phase.index))
+
+    def _partly(self, phase: int) -> dict[int, int]:
+        """Returns how many elements train of the parameters of which some rows do."""
+        found = {}
+        limited = {
+            number: outcome.decisions[phase]
+            for number, outcome in enumerate(self._outcomes)
+            if outcome.decisions[phase].rows is not None and outcome.decisions[phase].trainable
+        }
+        for row, number in enumerate(self._outcome_ids if limited else ()):
+            shape = self._tree.shapes[row]
+            if number in limited and shape:
+                named = len(range(shape[0])[parse_rows(limited[number].rows or ":")])
+                rows = named if limited[number].rows_train else shape[0] - named
+                found[row] = rows * shape[1:].numel()
+        return found
 
     def summary(
-        self, *, depth: int | None = None, epoch: int | None = None, step: int | None = None
+        self,
+        *,
+        depth: int | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+        stalls: int = 0,
     ) -> Summary:
         """Returns the model as a tree with counts and states; `str` is the text.
 
@@ -365,6 +390,7 @@ class ResolvedPlan:
             depth: deepest nesting shown; None chooses.
             epoch: as in `at`; the start of training if neither clock is given.
             step: as in `at`.
+            stalls: as in `at`.
 
         Raises:
             PlanError: as in `at`.
@@ -379,7 +405,7 @@ class ResolvedPlan:
         """
         from ._summary import summarize
 
-        return summarize(self, self._phase(epoch, step), depth=depth)
+        return summarize(self, self._phase(epoch, step, stalls), depth=depth)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
@@ -400,8 +426,10 @@ class ResolvedPlan:
             return True
         return self._held(cell - 1) != self._held(cell)
 
-    def _phase(self, epoch: int | None, step: int | None) -> Phase:
-        return self.phases[0] if epoch is None and step is None else self.at(epoch=epoch, step=step)
+    def _phase(self, epoch: int | None, step: int | None, stalls: int) -> Phase:
+        if epoch is None and step is None and not stalls:
+            return self.phases[0]
+        return self.at(epoch=epoch, step=step, stalls=stalls)
 
     @cached_property
     def _aliases(self) -> dict[int, list[str]]:

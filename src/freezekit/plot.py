@@ -99,7 +99,7 @@ def _shown(
     """Returns the modules and, of a plan with several phases, which one it is."""
     if isinstance(source, nn.Module):
         tree = walk(source, FreezePlan()._automaton).tree
-        return module_rows(tree, tree.flags, [False] * len(tree.prefixes), set()), ""
+        return module_rows(tree, tree.flags, [False] * len(tree.prefixes), set(), {}), ""
     if not isinstance(source, ResolvedPlan | AppliedPlan):
         kind = type(source).__name__
         raise TypeError(f"trainability() draws a model, a resolved or an applied plan, not {kind}")
