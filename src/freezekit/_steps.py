@@ -7,10 +7,8 @@ assigned for longer than a step, and nothing is counted.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +62,7 @@ class StepHooks:
         self.watch = False
         self._done = done
         self._saved: list[tuple[dict[str, Any], str, Any]] = []
-        self._outer: FrameType | None = None
+        self._depth = 0
         self._used: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._handles = (
             optimizer.register_step_pre_hook(self._before),
@@ -79,9 +77,7 @@ class StepHooks:
 
     def put_back(self) -> None:
         """Puts back what a step that raised has left."""
-        if self._outer is None:
-            return
-        self._outer = None
+        self._depth = 0
         while self._saved:
             group, key, value = self._saved.pop()
             if value is _ABSENT:
@@ -112,11 +108,11 @@ class StepHooks:
         return any(map(_is_something, fresh)) and all(map(_is_finite, fresh))
 
     def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if self._outer is not None:
-            if any(frame is self._outer for frame in _callers(sys._getframe(1))):
-                return
-            self.put_back()
-        self._outer = sys._getframe(1)
+        self._depth += 1
+        if 1 < self._depth <= _levels(optimizer):
+            return
+        self.put_back()
+        self._depth = 1
         for index, key, value, multiplies in self.stand_ins:
             group = optimizer.param_groups[index]
             own = group.get(key, _ABSENT)
@@ -126,7 +122,8 @@ class StepHooks:
             keeper.before()
 
     def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if self._outer is not sys._getframe(1):
+        self._depth -= 1
+        if self._depth > 0:
             return
         self.put_back()
         if self.watch:
@@ -260,10 +257,10 @@ def ramp(
     return Ramp(group, max(start, rule_start), now.warmup_steps)
 
 
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _levels(optimizer: torch.optim.Optimizer) -> int:
+    """Returns how many steps that run hooks can be nested: torch wraps that of each class."""
+    steps = [vars(cls).get("step") for cls in type(optimizer).__mro__]
+    return sum(getattr(step, "hooked", False) for step in steps)
 
 
 def _is_something(gradient: torch.Tensor) -> bool:
