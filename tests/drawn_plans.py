@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from freezekit import FreezePlan, PatternError, Rule
 from freezekit._glob import parse
-from freezekit._rules import VERBS
+from freezekit._verbs import VERBS
 
 UNITS = ("epoch", "step", "fraction")
 TAKEN = {"params", "lr", "weight_decay", "name"}

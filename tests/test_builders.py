@@ -15,7 +15,7 @@ from torch import nn
 from freezekit import FreezePlan, PlanError, Rule
 from freezekit._builders import BUILDERS, expand
 from freezekit._layers import infer_layers
-from freezekit._rules import VERBS, SelectionProperties
+from freezekit._verbs import VERBS, SelectionProperties
 
 FIVE = [2.1882987290360977e-04, 5.689576695493855e-04, 1.4792899408284023e-03,
         3.8461538461538455e-03, 1e-2]  # fmt: skip

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import freezekit
 from freezekit import FreezePlan, PatternError, PlanError
-from freezekit._rules import PROPERTIES, VERBS
+from freezekit._verbs import PROPERTIES, VERBS
 
 SCHEMA = json.loads((files(freezekit) / "plan.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -37,7 +37,7 @@ DTYPES = [
 ]
 LARGE = 1 << 18  # bytes; twice what is hashed as it is
 ROW = _digest._COLUMNS
-FACTOR = _digest._FACTOR
+WEIGHTS = [*memoryview(_digest._weights()).cast("I")]
 
 
 @pytest.fixture(autouse=True)
@@ -140,14 +140,35 @@ def test_any_rotation_is_seen(
     assert sees(tensor, changed)
 
 
+@given(st.sampled_from([torch.bfloat16, torch.float32, torch.float64]), seeds, st.data())
+def test_the_columns_alone_see_a_swap_within_a_column(
+    dtype: torch.dtype, seed: int, data: st.DataObject
+) -> None:
+    """Weights tell rows apart whatever the two elements are, without help from the other sums."""
+    tensor = drawn(dtype, LARGE, seed).view(128, -1)
+    first, second = data.draw(st.permutations(range(128)))[:2]
+    column = data.draw(st.integers(0, tensor.shape[1] - 1))
+    changed = tensor.clone()
+    changed[first, column], changed[second, column] = tensor[second, column], tensor[first, column]
+    assume(bits(changed.flatten()) != bits(tensor.flatten()))
+    words = [each.flatten().view(torch.int32).view(128, ROW) for each in (tensor, changed)]
+    assert columns_of(words[0]) != columns_of(words[1])
+
+
 @pytest.mark.parametrize("distance", [1 << power for power in range(14)])
-def test_a_swap_of_signs_alone_is_seen_at_any_distance(distance: int) -> None:
+def test_the_columns_alone_see_a_swap_of_signs_at_any_distance(distance: int) -> None:
     """1 and -1 change places in one column: the top bit of two words, the hardest to tell."""
-    tensor = torch.zeros(max(distance + 1, 128), ROW)
+    tensor = torch.zeros(distance + 1, ROW)
     tensor[0, 7], tensor[distance, 7] = 1, -1
     changed = tensor.clone()
     changed[0, 7], changed[distance, 7] = -1, 1
-    assert sees(tensor.flatten(), changed.flatten())
+    assert columns_of(tensor.view(torch.int32)) != columns_of(changed.view(torch.int32))
+
+
+def test_no_two_rows_of_a_block_weigh_the_same() -> None:
+    """Weights are odd and differ in their lower half, so that a swap of any two rows shows."""
+    assert len(WEIGHTS) == _digest._BLOCK_ROWS == len({weight % (1 << 16) for weight in WEIGHTS})
+    assert all(weight % 2 for weight in WEIGHTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -157,18 +178,50 @@ def test_signs_that_flip_in_a_rectangle_are_seen(dtype: torch.dtype, rows: tuple
     tensor = torch.ones(128, 4 * ROW // dtype.itemsize, dtype=dtype)
     changed = tensor.clone()
     for row in rows:
-        changed[row, 10:20:2] *= -1
+        changed[row, 11:19:2] *= -1
     assert sees(tensor.flatten(), changed.flatten())
+
+
+def test_four_values_that_trade_places_in_a_rectangle_are_seen() -> None:
+    """Two swaps in opposite directions keep the plain sum of every row and column."""
+    tensor = drawn(torch.int32, LARGE).view(128, ROW)
+    tensor[3, 5] = tensor[90, 400]
+    tensor[90, 5] = tensor[3, 400]
+    changed = tensor.clone()
+    changed[3, [5, 400]], changed[90, [5, 400]] = tensor[90, [5, 400]], tensor[3, [5, 400]]
+    for axis in (0, 1):
+        assert torch.equal(tensor.sum(axis), changed.sum(axis))
+    assert sees(tensor.flatten(), changed.flatten())
+
+
+@pytest.mark.parametrize("rows", [1 << power for power in range(6, 15)])
+def test_a_negated_pattern_of_signs_is_seen(rows: int) -> None:
+    """Signs alone flip everywhere: all of one sign, in stripes, and in Thue and Morse's order."""
+    parity = torch.tensor([number.bit_count() % 2 for number in range(rows)])
+    across = parity.repeat(ROW // min(rows, ROW))[:ROW]
+    for lines in (parity * 0, torch.arange(rows) % 2, parity):
+        tensor = 1.0 - 2 * (lines.unsqueeze(1) ^ across)
+        assert columns_of(tensor.view(torch.int32)) != columns_of((-tensor).view(torch.int32))
+
+
+def vanishing(first: int, second: int) -> tuple[int, int]:
+    """Returns small factors with which two weights add up to 0 modulo 2**32."""
+    ratio = second * pow(first, -1, 1 << 32)
+    long, short = (1 << 32, 0), (-ratio % (1 << 32), 1)
+    while short[0] > 1 << 15:
+        times = long[0] // short[0]
+        long, short = short, (long[0] - times * short[0], long[1] - times * short[1])
+    return short
 
 
 def test_rows_see_what_columns_miss() -> None:
     """Two changes whose weighted sum is 0 modulo 2**32 show in the sums over rows."""
-    words = torch.zeros(4_430, ROW, dtype=torch.int32)
-    words += 1_000
+    words = torch.full((128, ROW), 1 << 15, dtype=torch.int32)
     changed = words.clone()
-    changed[0, 5] -= 766
-    changed[4_429, 5] -= 186
-    assert (766 + 186 * pow(FACTOR, 4_429, 1 << 32)) % (1 << 32) == 0
+    pairs = ((row, vanishing(WEIGHTS[0], WEIGHTS[row])) for row in range(1, 128))
+    row, changes = next((row, pair) for row, pair in pairs if abs(pair[1]) < 1 << 15)
+    changed[[0, row], 5] += torch.tensor(changes, dtype=torch.int32)
+    assert torch.equal(words >> 16, changed >> 16)
     assert columns_of(words) == columns_of(changed)
     assert sees(words.flatten(), changed.flatten())
 
@@ -185,16 +238,17 @@ def test_exchanged_blocks_and_permuted_rows_are_seen() -> None:
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 1_000])
 def test_the_sums_are_those_of_the_definition(rows: int) -> None:
-    """Columns are summed with the powers of the factor as weights, whole and upper half; rows."""
+    """Columns are summed by weight, whole words and their upper halves, and rows as they are."""
     words = drawn(torch.int32, 4 * ROW * rows).view(rows, ROW)
     columns, across = _digest._sums(words)
     grid = words.tolist()
-    weights = [pow(FACTOR, row, 1 << 32) for row in range(rows)]
     for column in (0, 1, 300, ROW - 1):
-        whole = sum(w * line[column] for w, line in zip(weights, grid, strict=True))
-        upper = sum(w * (line[column] >> 16) for w, line in zip(weights, grid, strict=True))
-        got = columns[:, :, column].flatten().tolist()
-        assert [each % (1 << 32) for each in got] == [whole % (1 << 32), upper % (1 << 32)]
+        whole = sum(w * line[column] for w, line in zip(WEIGHTS, grid, strict=False))
+        upper = sum(w * (line[column] >> 16) for w, line in zip(WEIGHTS, grid, strict=False))
+        assert [each % (1 << 32) for each in columns[:, column].tolist()] == [
+            whole % (1 << 32),
+            upper % (1 << 32),
+        ]
     assert [each % (1 << 32) for each in across.tolist()] == [sum(r) % (1 << 32) for r in grid]
 
 

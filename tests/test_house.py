@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text()
 # Each module imports only from the tiers before its own.
 TIERS = (
     {"errors"},
-    {"_digest", "_findings", "_glob"},
+    {"_digest", "_findings", "_glob", "_verbs"},
     {"_automaton", "_guard"},
     {"_names", "_rules", "_suggest"},
     {"_builders", "_layers", "_metrics", "_modes", "_plan", "_timeline", "_yaml"},
@@ -54,6 +54,7 @@ NO_TORCH = {
     "_rules",
     "_suggest",
     "_timeline",
+    "_verbs",
     "_yaml",
 }
 # The facade methods: their imports inside the function reach up the order.

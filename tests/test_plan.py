@@ -11,7 +11,8 @@ from drawn_plans import plans
 from hypothesis import given
 
 from freezekit import FreezePlan, PatternError, PlanError, Rule
-from freezekit._rules import VERBS, parse_rows
+from freezekit._rules import parse_rows
+from freezekit._verbs import VERBS
 
 PLAN = (
     FreezePlan(allow_all_frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._rules import Moments, Rule
+from ._rules import Rule
+from ._verbs import Moments
 from .errors import PlanError
 
 

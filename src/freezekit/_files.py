@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ._plan import VERSION
-from ._rules import PROPERTIES, VERBS, Rule, checked_properties, did_you_mean
+from ._rules import Rule
+from ._verbs import PROPERTIES, VERBS, checked_properties, did_you_mean
 from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
 

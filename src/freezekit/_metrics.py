@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ._rules import Rule, did_you_mean, is_real, whole_number
+from ._rules import Rule, is_real, whole_number
+from ._verbs import did_you_mean
 from .errors import PlanError
 
 

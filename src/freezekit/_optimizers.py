@@ -13,8 +13,8 @@ from ._cascade import Decision, Outcome
 from ._resolved import Phase, ResolvedPlan
 from ._resume import by_name
 from ._rows import RowKeeper, frozen_rows
-from ._rules import did_you_mean
 from ._steps import Base, Ramp, StandIn, StepHooks, changes, ramp, stand_ins
+from ._verbs import did_you_mean
 from ._writer import Writer
 from .errors import FreezekitError
 

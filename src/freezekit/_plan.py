@@ -12,13 +12,13 @@ from typing_extensions import Unpack
 
 from ._automaton import Automaton
 from ._glob import parse
-from ._rules import (
+from ._rules import Rule
+from ._verbs import (
     GroupProperties,
     LayerDecayProperties,
     LayerwiseProperties,
     Properties,
     RangeProperties,
-    Rule,
     SelectionProperties,
     checked_properties,
 )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._rules import VERBS
+from ._verbs import VERBS
 from .errors import PlanError
 
 if TYPE_CHECKING:
