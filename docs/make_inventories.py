@@ -31,7 +31,12 @@ _MODULE_PAGE = "generated/torch.nn.Module.html"
 TORCH = {
     "torch.nn.Module": (CLASS, _MODULE_PAGE),
     "nn.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
+    "torch.nn.modules.module.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
     "torch.Size": (CLASS, "size.html"),
+    "torch.optim.lr_scheduler.LRScheduler": (
+        CLASS,
+        "generated/torch.optim.lr_scheduler.LRScheduler.html",
+    ),
     "torch.optim.Optimizer": (CLASS, "optim.html"),
     "torch.optim.optimizer.Optimizer": (CLASS, "optim.html#torch.optim.Optimizer"),
 }

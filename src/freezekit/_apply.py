@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 
 from ._automaton import Automaton
+from ._cascade import Decision
 from ._glob import parse
 from ._groups import group_rules
 from ._guard import Guard, likely_cause
@@ -22,6 +23,7 @@ from ._plan import FreezePlan
 from ._resolve import bind, check_matches
 from ._resolved import Phase, ResolvedPlan
 from ._resume import difference, fingerprint, plan_text
+from ._rows import frozen_rows
 from ._rules import is_real, whole_number
 from ._steps import Base
 from ._writer import Change, Writer, check_writable
@@ -151,9 +153,7 @@ class AppliedPlan:
             self._writer.carry_out(change)
             self._waiting = _NOTHING
         self.phase = phase
-        opened = self._stalls.fired
-        self._steps.enter(phase, self.resolved._path(now, opened), opened)
-        self._steps.drop()
+        self._set_up(now)
         self._narrow_guards()
 
     def _stepped(self) -> None:
@@ -410,9 +410,14 @@ class AppliedPlan:
     def _refresh(self) -> None:
         """Sets up the present phase anew for optimizers that were attached or state that came."""
         now = self._last()
-        opened = self._stalls.fired
-        self._steps.enter(self.phase, self.resolved._path(now, opened), opened)
+        self._set_up(now)
         self._steps.tick(now)
+
+    def _set_up(self, now: int) -> None:
+        """Sets up what the optimizers do in the present phase."""
+        opened, waits = self._stalls.fired, self._waiting is not _NOTHING
+        path = self.resolved._path(now, opened)
+        self._steps.enter(self.phase, path, opened, waits=waits)
         self._steps.drop()
 
     def _narrow_guards(self) -> None:
@@ -440,6 +445,8 @@ class AppliedPlan:
                 parameter = self._writer.find(row)
                 if parameter is not None:
                     found[resolved._tree.names[row]] = parameter
+            elif decision.rows is not None:
+                found |= self._frozen_rows(row, decision)
         held, _ = resolved._held(self.phase.index)
         for row, is_held in enumerate(held):
             if is_held:
@@ -447,6 +454,17 @@ class AppliedPlan:
                 for name, buffer in self._modules[row]._buffers.items():
                     if buffer is not None:
                         found[prefix + name] = buffer
+        return found
+
+    def _frozen_rows(self, row: int, decision: Decision) -> dict[str, torch.Tensor]:
+        """Returns the frozen rows of a parameter of which others train."""
+        parameter, name = self._writer.find(row), self.resolved._tree.names[row]
+        if parameter is None:
+            return {}
+        found = {}
+        for index in frozen_rows(decision, len(parameter)):
+            where = f"{index.start}:{index.stop}" if isinstance(index, slice) else "..."
+            found[f"{name}[{where}]"] = parameter.detach()[index]
         return found
 
     def _why(self, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from ._suggest import counted
 from .errors import PlanError
 
 if TYPE_CHECKING:
-    from ._resolved import ResolvedPlan
+    from ._resolved import Phase, ResolvedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Explanation:
         shape: None for a lazy parameter without a shape yet.
         aliases: its further names.
         reasons: by phase, then property.
-        phases: the phases as text.
+        phases: first phase and text of each stretch in which all this stays the same.
         rules: the plan's rules as text.
     """
 
@@ -52,7 +52,7 @@ class Explanation:
     shape: torch.Size | None
     aliases: tuple[str, ...]
     reasons: tuple[Reason, ...]
-    phases: tuple[str, ...]
+    phases: tuple[tuple[int, str], ...]
     rules: tuple[str, ...]
 
     @property
@@ -66,9 +66,9 @@ class Explanation:
         if self.aliases:
             head += f", tied: also {', '.join(self.aliases)}"
         lines = [head]
-        for index, phase in enumerate(self.phases):
+        for index, text in self.phases:
             if len(self.phases) > 1:
-                lines.append(f"  {phase}")
+                lines.append(f"  {text}")
             here = [reason for reason in self.reasons if reason.phase == index]
             width = max(len(f"{reason.key} = {reason.value}") for reason in here)
             for reason in here:
@@ -150,17 +150,30 @@ def explain(resolved: ResolvedPlan, name: str) -> Explanation:
     """Returns why a parameter is treated as it is; see `ResolvedPlan.explain`."""
     row = resolved.rows[resolved._row(name)]
     outcome = resolved._outcomes[resolved._outcome_ids[resolved._row(name)]]
-    reasons: list[Reason] = []
-    for index, (history, decision) in enumerate(
-        zip(outcome.histories, outcome.decisions, strict=True)
-    ):
-        reasons.extend(_reasons(resolved._cascade, index, history, decision))
+    reasons = [
+        [*_reasons(resolved._cascade, phase.index, history, decision)]
+        for phase, history, decision in zip(
+            resolved.phases, outcome.histories, outcome.decisions, strict=True
+        )
+    ]
+    spans: list[list[Phase]] = []
+    for phase in resolved.phases:
+        said = [replace(each, phase=0) for each in reasons[phase.index]]
+        before = spans[-1][0] if spans else None
+        if (
+            before is not None
+            and before.stalls == phase.stalls
+            and said == [replace(each, phase=0) for each in reasons[before.index]]
+        ):
+            spans[-1].append(phase)
+        else:
+            spans.append([phase])
     return Explanation(
         row.name,
         row.shape,
         row.aliases,
-        tuple(reasons),
-        tuple(str(phase) for phase in resolved.phases),
+        tuple(each for listed in reasons for each in listed),
+        tuple((span[0].index, span[0]._text(span[-1].end)) for span in spans),
         tuple(rule.call for rule in resolved.plan.rules),
     )
 

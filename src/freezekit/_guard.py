@@ -30,10 +30,7 @@ class _Seen(NamedTuple):
 class Guard:
     """A context manager that raises if a tensor that was frozen throughout has changed.
 
-    Remembers 16 bytes for each tensor. May be entered again, also while it is entered.
-
-    Attributes:
-        active: whether a block is open.
+    Remembers a digest of each tensor. May be entered again, also while it is entered.
     """
 
     def __init__(
@@ -48,11 +45,6 @@ class Guard:
         self._find = find
         self._why = why
         self._blocks: list[dict[str, _Seen]] = []
-
-    @property
-    def active(self) -> bool:
-        """Whether a block is open."""
-        return bool(self._blocks)
 
     def narrow(self) -> None:
         """Forgets for good what is not frozen any more. To be called at every transition."""

@@ -149,13 +149,21 @@ class Optimizers:
                 "holds it; build the optimizer with optimizer(...), or call attach(optimizer)"
             )
 
-    def enter(self, phase: Phase, path: Sequence[tuple[int, int]], opened: Sequence[int]) -> None:
+    def enter(
+        self,
+        phase: Phase,
+        path: Sequence[tuple[int, int]],
+        opened: Sequence[int],
+        *,
+        waits: bool,
+    ) -> None:
         """Sets up what acts in the steps of a phase.
 
         Args:
             phase: the phase.
             path: start and index of each phase of training so far.
             opened: the moments at which metric-driven rules opened.
+            waits: whether something waits for the end of an accumulation window.
         """
         self._phase = phase
         self._ramps = []
@@ -165,7 +173,7 @@ class Optimizers:
         for each in self._attached:
             hooks = each.hooks
             hooks.put_back()
-            hooks.watch = self._opens[phase.index]
+            hooks.watch = waits or self._opens[phase.index]
             hooks.stand_ins = []
             for index, outcome, base in each.acting:
                 defaults = hooks.optimizer.defaults

@@ -140,18 +140,25 @@ class Phase:
             raise PlanError(f"{name!r} trains at lr_mult={decision.lr_mult!r}; pass base=...")
         return decision.lr_mult * base
 
-    def __str__(self) -> str:
-        return ", ".join(filter(None, [self._time(), self._event()])) or "all of training"
+    def _text(self, end: int | None) -> str:
+        """Returns the phase, and those after it up to a moment, in words.
 
-    def _time(self) -> str:
-        """Returns what the clock says of the phase, nothing if it says all of training."""
-        if self.unit is None or (self.start == 0 and self.end is None and self._event()):
-            return ""
-        if self.end is None:
-            return f"from {self.unit} {self.start}"
-        if self.end == self.start + 1:
-            return f"{self.unit} {self.start}"
-        return f"{self.unit}s {self.start} to {self.end - 1}"
+        Args:
+            end: the first moment after them; None for the end of training.
+        """
+        event = self._event()
+        if self.unit is None or (self.start == 0 and end is None and event):
+            time = ""
+        elif end is None:
+            time = f"from {self.unit} {self.start}"
+        elif end == self.start + 1:
+            time = f"{self.unit} {self.start}"
+        else:
+            time = f"{self.unit}s {self.start} to {end - 1}"
+        return ", ".join(filter(None, [time, event])) or "all of training"
+
+    def __str__(self) -> str:
+        return self._text(self.end)
 
     def _event(self) -> str:
         """Returns which metric the phase follows, or waits for if it is the first."""

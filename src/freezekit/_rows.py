@@ -89,8 +89,12 @@ class RowKeeper:
             frozen[run] = True
         live = ~frozen[gradient.indices()[0]]
         parameter.grad = torch.sparse_coo_tensor(
-            gradient.indices()[:, live], gradient.values()[live], gradient.shape
-        ).coalesce()
+            gradient.indices()[:, live],
+            gradient.values()[live],
+            gradient.shape,
+            check_invariants=False,
+            is_coalesced=True,
+        )
 
     def _whole(self) -> torch.nn.Parameter:
         parameter = self._find()

@@ -47,8 +47,7 @@ class FrozenChangedError(FreezekitError):
 
     Example:
         >>> import torch
-        >>> from freezekit import FreezePlan
-        >>> from freezekit.errors import FrozenChangedError
+        >>> from freezekit import FreezePlan, FrozenChangedError
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
         >>> applied = FreezePlan().freeze("[0]").apply(model)
         >>> try:
