@@ -63,7 +63,8 @@ class Stalls:
             return
         self.unit, self._last = unit, now
         value = -value if mode == "max" else value
-        if value < (math.inf if self._best is None else self._best - min_delta):
+        is_first = self._best is None and not math.isnan(value)
+        if is_first or (self._best is not None and value < self._best - min_delta):
             self._best, self._bad = value, 0
             return
         self._bad += 1
