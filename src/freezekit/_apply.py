@@ -143,7 +143,9 @@ class AppliedPlan:
     def _enter(self, phase: Phase, now: int) -> None:
         change = self._writer.change(self.phase.index, phase.index)
         self._writer.check(change)
-        waits = bool(change.unfreeze or self._waiting.unfreeze) and self._steps.gathers()
+        opens = bool(change.unfreeze or self._waiting.unfreeze)
+        opens = opens or self._steps.opens_rows(self.phase, phase)
+        waits = opens and self._steps.gathers()
         if self._waiting is not _NOTHING:
             change = _joined(self._waiting, change)
         if waits:

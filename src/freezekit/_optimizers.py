@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -77,18 +76,15 @@ class Optimizers:
         self._attached: list[_Attached] = []
         self._bases: dict[int, Base] = {}
         self._phase = resolved.phases[0]
+        self._earlier: set[int] = set()
         self._ramps: list[tuple[StepHooks, Ramp, int]] = []
         self._keepers: list[RowKeeper] = []
         outcomes = resolved._outcomes
         self._acting = {n for n, outcome in enumerate(outcomes) if changes(outcome)}
-        self._opens = [
-            any(
-                after.trainable and not before.trainable
-                for outcome in outcomes
-                for before, after in pairwise(outcome.decisions[phase.index :])
-            )
-            for phase in resolved.phases
-        ]
+        self._opens = any(
+            len({(each.trainable, each.rows, each.rows_train) for each in outcome.decisions}) > 1
+            for outcome in outcomes
+        )
         self._lacking = self._find_lacking()
 
     @property
@@ -165,6 +161,7 @@ class Optimizers:
             opened: the moments at which metric-driven rules opened.
             waits: whether something waits for the end of an accumulation window.
         """
+        self._earlier = {*self._earlier, self._phase.index} if waits else set()
         self._phase = phase
         self._ramps = []
         for keeper in self._keepers:
@@ -173,7 +170,7 @@ class Optimizers:
         for each in self._attached:
             hooks = each.hooks
             hooks.put_back()
-            hooks.watch = waits or self._opens[phase.index]
+            hooks.watch = self._opens
             hooks.stand_ins = []
             for index, outcome, base in each.acting:
                 defaults = hooks.optimizer.defaults
@@ -186,24 +183,35 @@ class Optimizers:
             self._keepers += hooks.keepers
 
     def _row_keepers(self, rows: Sequence[int]) -> list[RowKeeper]:
+        """Returns what keeps rows now; what opens in the middle of a window is kept to its end."""
         tree, made = self._resolved._tree, []
         for row in rows:
-            decision = self._decision(row)
-            shape, name = tree.shapes[row], tree.names[row]
+            count = (tree.shapes[row] or (0,))[0]
             find = self._writer.finder(row)
-            if decision.rows is not None and shape and find().requires_grad:
-                frozen = frozen_rows(decision, shape[0])
-                made.append(RowKeeper(name, find, frozen, shape[0]))
+            said = [self._decisions(row)[each] for each in (self._phase.index, *self._earlier)]
+            frozen = [run for each in said if each.trainable for run in frozen_rows(each, count)]
+            if frozen and find().requires_grad:
+                made.append(RowKeeper(tree.names[row], find, frozen, count))
         return made
+
+    def opens_rows(self, before: Phase, after: Phase) -> bool:
+        """Returns whether rows of a tensor that trains may open between two phases."""
+        for row in (row for each in self._attached for row in each.partial):
+            old, new = self._decisions(row)[before.index], self._decisions(row)[after.index]
+            if old.rows and (old.rows, old.rows_train) != (new.rows, new.rows_train):
+                return True
+        return False
+
+    def _decisions(self, row: int) -> tuple[Decision, ...]:
+        """Returns what holds for a parameter in each phase."""
+        return self._resolved._outcomes[self._resolved._outcome_ids[row]].decisions
 
     def _decision(self, row: int) -> Decision:
         """Returns what holds for a parameter in the present phase."""
-        resolved = self._resolved
-        return resolved._outcomes[resolved._outcome_ids[row]].decisions[self._phase.index]
+        return self._decisions(row)[self._phase.index]
 
     def _has_rows(self, row: int) -> bool:
-        decisions = self._resolved._outcomes[self._resolved._outcome_ids[row]].decisions
-        return any(each.rows is not None and each.trainable for each in decisions)
+        return any(each.rows is not None and each.trainable for each in self._decisions(row))
 
     def tick(self, step: int | None) -> None:
         """Sets the warm-up factors for a step; ends those that are over."""
@@ -222,7 +230,7 @@ class Optimizers:
                     if other.group == index and other.key == "lr":
                         rate = rate * other.value
                 rows = each.groups[index] if index < len(each.groups) else []
-                if rows and not any(self._decision(row).trainable for row in rows):
+                if rows and not any(self._writer.parameter(row).requires_grad for row in rows):
                     rate = 0.0
                 found[group.get("name", f"group {len(found)}")] = float(rate)
         return found

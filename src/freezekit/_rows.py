@@ -56,6 +56,7 @@ class RowKeeper:
         self._runs = runs
         self._kept: list[torch.Tensor] = []
         watched: Any = self._whole()
+        self._mask(watched)
         self._handle: RemovableHandle = watched.register_post_accumulate_grad_hook(self._mask)
 
     def before(self) -> None:
