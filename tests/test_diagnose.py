@@ -184,6 +184,16 @@ def test_fk001_needs_an_optimizer_and_looks_ahead_only() -> None:
     assert only(applied, torch.optim.SGD(model.blocks.parameters(), lr=0.1)).code == "FK001"
 
 
+def test_fk001_leaves_out_phases_that_cannot_come() -> None:
+    """A phase that only a metric could have begun, and that the clock has passed, is over."""
+    stall = {"monitor": "loss", "mode": "min", "patience": 1, "min_delta": 0.0}
+    model = Net()
+    plan = FreezePlan().freeze("head", at_epoch=2).freeze("blocks[0]", at_metric=stall)
+    applied = plan.apply(model)
+    applied.advance(epoch=2, metrics={"loss": 1.0})
+    assert not diagnose(applied, torch.optim.SGD(model.blocks.parameters(), lr=0.1))
+
+
 def test_fk002_never_trains() -> None:
     """FK002: a parameter that an optimizer holds and no phase opens."""
     model = Net()
@@ -384,7 +394,7 @@ def test_fk006_spares_what_a_plan_leaves_in_train_mode() -> None:
     assert not diagnose(model)
     beside = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)))
     beside.append(nn.Linear(4, 2))
-    assert not diagnose(FreezePlan().freeze("[0][0]").apply(beside))
+    assert not diagnose(FreezePlan().freeze("[0]").unfreeze("[0][1]").apply(beside))
     constant = FrozenBatchNorm()
     assert constant.training
     assert not diagnose(nn.Sequential(nn.Sequential(constant), nn.Linear(4, 2)))
@@ -902,6 +912,30 @@ def test_fk015_waits_with_the_plan() -> None:
     assert not diagnose(applied)
     optimizer.step()
     assert model.blocks[1][0].weight.requires_grad
+    assert not diagnose(applied)
+
+
+@pytest.mark.parametrize(
+    ("plan", "what"),
+    [
+        (FreezePlan().group("blocks[0]", warmup_steps=3), "warms up for blocks.0.0.weight"),
+        (
+            FreezePlan().group("head", lr=0.1).group("head", lr=0.2, at_epoch=1),
+            "changes the lr, weight decay or options for head.weight",
+        ),
+        (FreezePlan().unfreeze("head.weight", rows="1:"), "keeps rows for head.weight"),
+    ],
+)
+def test_fk017_not_attached(plan: FreezePlan, what: str) -> None:
+    """FK017: what is done inside steps needs an attached optimizer."""
+    model = Net()
+    applied = plan.apply(model)
+    optimizer = torch.optim.SGD(applied.param_groups(lr=0.1), lr=0.1)
+    finding = only(applied, optimizer)
+    assert (finding.code, finding.severity) == ("FK017", "error")
+    assert finding.what == f"the plan {what}, and no attached optimizer holds it"
+    assert "attach" in finding.fix
+    applied.attach(optimizer)
     assert not diagnose(applied)
 
 

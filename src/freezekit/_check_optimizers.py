@@ -1,4 +1,4 @@
-"""What is wrong between a model and its optimizers: FK001 to FK004."""
+"""What is wrong between a model and its optimizers: FK001 to FK004 and FK017."""
 
 from __future__ import annotations
 
@@ -146,6 +146,20 @@ def stale_objects(setup: Setup) -> Iterator[Finding]:
             "the plan holds on to the old one, and no phase that touches it can begin",
             "release the plan, apply it again and build the optimizer anew",
             setup.replaced,
+        )
+
+
+def unattached(setup: Setup) -> Iterator[Finding]:
+    """FK017: what the plan does inside steps, and no attached optimizer to do it in."""
+    if setup.lacking is not None and setup.groups:
+        name, what = setup.lacking
+        yield Finding(
+            "FK017",
+            "error",
+            f"the plan {what} for {name}, and no attached optimizer holds it",
+            "it does so inside optimizer.step(), by hooks that it has only on attached optimizers",
+            "build the optimizer with applied.optimizer(...), or call applied.attach(optimizer)",
+            (name,),
         )
 
 

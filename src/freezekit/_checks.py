@@ -17,7 +17,13 @@ from ._check_model import (
     nothing_trains,
     unreached,
 )
-from ._check_optimizers import held_twice, never_trained, stale_objects, without_optimizer
+from ._check_optimizers import (
+    held_twice,
+    never_trained,
+    stale_objects,
+    unattached,
+    without_optimizer,
+)
 from ._check_wrappers import checkpointed, compiled, synchronized
 from ._findings import Findings
 from ._setup import Setup
@@ -41,6 +47,7 @@ _CHECKS = (
     held_copies,
     compiled,
     changed_flags,
+    unattached,
 )
 
 

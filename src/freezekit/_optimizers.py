@@ -55,7 +55,12 @@ class _Attached(NamedTuple):
 
 
 class Optimizers:
-    """The attached optimizers of one applied plan."""
+    """The attached optimizers of one applied plan.
+
+    Attributes:
+        lenient: whether state that is loaded may be of other param groups.
+        lacking: a parameter that needs an attached optimizer and is in none, and what for.
+    """
 
     def __init__(
         self, resolved: ResolvedPlan, writer: Writer, drops: bool, done: Callable[[], None]
@@ -85,7 +90,7 @@ class Optimizers:
             len({(each.trainable, each.rows, each.rows_train) for each in outcome.decisions}) > 1
             for outcome in outcomes
         )
-        self._lacking = self._find_lacking()
+        self.lacking = self._find_lacking()
 
     @property
     def all(self) -> list[torch.optim.Optimizer]:
@@ -134,12 +139,12 @@ class Optimizers:
                 handles=old.handles if old else self._watch_loading(optimizer),
             )
         self._attached = list(known.values())
-        self._lacking = self._find_lacking()
+        self.lacking = self._find_lacking()
 
     def check_complete(self) -> None:
         """Raises if what the plan does inside steps has no optimizer to be done in."""
-        if self._lacking is not None:
-            name, what = self._lacking
+        if self.lacking is not None:
+            name, what = self.lacking
             raise FreezekitError(
                 f"the plan {what} for {name!r}, inside optimizer.step(), and no attached optimizer "
                 "holds it; build the optimizer with optimizer(...), or call attach(optimizer)"

@@ -109,6 +109,7 @@ class Setup:
         resolved: what the plan means; None for a bare model.
         ahead: index of the current phase and of each still to come.
         waiting: names of the parameters whose opening waits for the end of an accumulation window.
+        lacking: a parameter that the plan needs an attached optimizer for, and what for.
         claimed: a plan is applied to the model, but its handle was not given.
         spots: the parameters.
         groups: the param groups.
@@ -121,6 +122,7 @@ class Setup:
         attached: list[torch.optim.Optimizer] = []
         self.ahead: list[int] = [0]
         self.waiting: frozenset[str] = frozenset()
+        self.lacking: tuple[str, str] | None = None
         self._applied: list[torch.nn.Module] = []
         self._held: dict[int, frozenset[int]] = {}
         if isinstance(target, torch.nn.Module):
@@ -130,6 +132,7 @@ class Setup:
             self.resolved = target.resolved
             self.ahead = [p.index for p in target.resolved.phases if _is_ahead(p, target.phase)]
             self._applied, attached = target._modules, target._optimizers
+            self.lacking = target._steps.lacking
             names = target.resolved._tree.names
             self.waiting = frozenset(names[row] for row in target._waiting.unfreeze)
             model = target._modules[0]
