@@ -22,7 +22,7 @@ from ._optimizers import LBFGS, Optimizers
 from ._plan import FreezePlan
 from ._resolve import bind, check_matches
 from ._resolved import Phase, ResolvedPlan
-from ._resume import difference, fingerprint, plan_text
+from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows
 from ._rules import is_real, whole_number
 from ._steps import Base
@@ -67,6 +67,7 @@ class AppliedPlan:
         self._writer = Writer(resolved, walked.modules)
         self._steps = Optimizers(resolved, self._writer, drops, self._stepped)
         self._stalls = Stalls(resolved.metrics)
+        self._drops = drops
         self._clock: dict[str, int | None] = {"epoch": None, "step": None}
         self._waiting = _NOTHING
         self._guards: WeakSet[Guard] = WeakSet()
@@ -104,10 +105,15 @@ class AppliedPlan:
         self._steps.put_back()
         self._steps.check_complete()
         now, unit = self._now(epoch, step)
+        known = self._stalls.state_dict()
         if metrics is not None and self.resolved.metrics:
             self._stalls.observe(now, unit, metrics)
+        try:
+            self._move(now)
+        except FreezekitError:
+            self._stalls.load_state_dict(known)
+            raise
         self._clock = {"epoch": _whole(epoch), "step": _whole(step)}
-        self._move(now)
 
     def _now(self, epoch: int | None, step: int | None) -> tuple[int, str]:
         """Returns the moment and what it is counted in."""
@@ -208,19 +214,19 @@ class AppliedPlan:
             raise PlanError(
                 f"param_groups: weight_decay must be a finite number >= 0, got {weight_decay!r}"
             )
-        rules = group_rules(self.resolved, self._selected(pattern), taken=self.lrs())
+        rules = group_rules(self.resolved, self._selected(pattern), self._steps.taken)
         if not rules:
             raise FreezekitError(
                 f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
             )
         names, find = self.resolved._tree.names, self._writer.parameter
+        base = Base(float(lr), weight_decay, written=True)
+        groups = []
         for rule in rules:
-            self._steps.set_base(rule.rows, Base(float(lr), weight_decay))
-        return [
-            {"params": [(names[row], find(row)) for row in rule.rows]}
-            | rule.settings(lr, weight_decay)
-            for rule in rules
-        ]
+            named = [(names[row], find(row)) for row in rule.rows]
+            groups.append({"params": named} | rule.settings(lr, weight_decay))
+            self._steps.hand(rule.rows, groups[-1], base)
+        return groups
 
     def optimizer(
         self,
@@ -334,6 +340,8 @@ class AppliedPlan:
             "clock": dict(self._clock),
             "fingerprint": fingerprint(self.resolved),
             "plan": plan_text(self.resolved),
+            "parameters": parameter_digest(self.resolved),
+            "on_freeze": "drop" if self._drops else "keep",
             "metrics": self._stalls.state_dict(),
             "groups": self._steps.names(),
         }
@@ -353,22 +361,25 @@ class AppliedPlan:
                 written by another version.
         """
         self._check_live()
-        missing = self.state_dict().keys() - dict(state).keys()
+        now = self.state_dict()
+        missing = sorted(now.keys() - dict(state).keys())
         if missing or state["version"] != _STATE_VERSION:
             raise FreezekitError(
-                f"this is no state of an applied plan that this version reads: missing "
-                f"{sorted(missing)}, version {dict(state).get('version')!r}"
+                "this is no state of an applied plan that this version reads: "
+                + (f"missing {missing}" if missing else f"version {state['version']!r}")
             )
-        differs = ""
-        if state["fingerprint"] != fingerprint(self.resolved):
-            differs = difference(state["plan"], self.resolved, self._modules[0])
+        differs = difference(state, now, self.resolved, self._modules[0])
         if differs and strict:
             raise FreezekitError(
                 f"the state was saved under another plan (saved -> now):\n{differs}\napply the "
                 "plan it was saved with, or pass strict=False to go on with this one"
             )
         if differs:
-            warnings.warn(f"going on under another plan (saved -> now):\n{differs}", stacklevel=2)
+            warnings.warn(
+                f"going on under another plan (saved -> now):\n{differs}\noptimizers and LR "
+                "schedulers that are loaded keep the values that were saved",
+                stacklevel=2,
+            )
         self._steps.lenient = not strict
         self._stalls.load_state_dict(state["metrics"])
         clock = dict(state["clock"])
@@ -427,9 +438,6 @@ class AppliedPlan:
         for guard in self._guards:
             guard.narrow()
 
-    def _find(self, row: int) -> torch.nn.Parameter | None:
-        return self._writer.find(row)
-
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return self._steps.all
@@ -471,6 +479,8 @@ class AppliedPlan:
 
     def _why(self, name: str) -> str:
         """Returns the likely cause of a change of a frozen tensor."""
+        if name.endswith("]"):
+            return "these rows were written outside the steps of an attached optimizer"
         path = {prefix[:-1]: row for row, prefix in enumerate(self.resolved._tree.prefixes)}
         owner = path.get(name.rpartition(".")[0])
         training = owner is not None and self._modules[owner].training

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ._resolved import Phase, ResolvedPlan
 
 
+_WARM_UP = "warm-up begins"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why one property has its value in one phase.
@@ -133,7 +136,8 @@ class PlanDiff:
         for change in self.changes:
             when = f"from {self.unit} {change.start}: " if self.unit else ""
             if change.stalls:
-                when = f"once {change.stalls} metric-driven rules have opened, {when}"
+                rules = "rule has" if change.stalls == 1 else "rules have"
+                when = f"once {change.stalls} metric-driven {rules} opened, {when}"
             kind = (when, change.key, repr(change.before), repr(change.after))
             groups.setdefault(kind, []).append(change.name)
         lines = []
@@ -215,11 +219,21 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
 
 
 def _said(decision: Decision, key: str) -> Any:  # noqa: ANN401
+    if key == _WARM_UP:
+        return _opening(decision)
     return dict(_values(decision)).get(key)
+
+
+def _opening(decision: Decision) -> int | str | None:
+    """Returns when the rule about the warm-up opens."""
+    clock, stalls = decision.warmup_from or (None, 0)
+    return f"with metric {stalls}" if stalls else clock
 
 
 def _differences(ours: Decision, theirs: Decision) -> dict[str, tuple[Any, Any]]:
     before, after = dict(_values(ours)), dict(_values(theirs))
+    if before.get("warmup_steps") and after.get("warmup_steps"):
+        before[_WARM_UP], after[_WARM_UP] = _opening(ours), _opening(theirs)
     return {
         key: (before.get(key), after.get(key))
         for key in {**before, **after}

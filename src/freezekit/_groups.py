@@ -46,12 +46,13 @@ class GroupRule(NamedTuple):
 
 
 def group_rules(
-    resolved: ResolvedPlan, rows: Iterable[int], taken: Iterable[str] = ()
+    resolved: ResolvedPlan, rows: Iterable[int], taken: Mapping[str, tuple[int, ...]]
 ) -> list[GroupRule]:
     """Returns the groups for the parameters among `rows` that ever train.
 
     Parameters share a group when the plan treats them alike in every phase in which they train.
-    The values are those of the first such phase. No group is named as one of the `taken`.
+    The values are those of the first such phase. No group is named as one of the `taken` with other
+    rows.
     """
     members: dict[object, list[int]] = {}
     firsts: dict[object, Decision] = {}
@@ -67,6 +68,7 @@ def group_rules(
             + ("/no_decay" if firsts[key].weight_decay == 0 else "")
             for key, group in members.items()
         ],
+        [tuple(group) for group in members.values()],
         taken,
     )
     return [
@@ -105,13 +107,17 @@ def _label(names: Sequence[str]) -> str:
     return "+".join(parts[:_SPELLED]) + more
 
 
-def _unique(names: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """Returns the names with a number behind every one that is there already."""
-    used = set(taken)
+def _unique(
+    names: Sequence[str],
+    members: Sequence[tuple[int, ...]],
+    taken: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    """Returns the names with a number behind every one that stands for others already."""
+    used = dict(taken)
     found = []
-    for name in names:
+    for name, rows in zip(names, members, strict=True):
         numbered = (f"{name}-{number}" for number in count(2))
-        unique = next(each for each in chain([name], numbered) if each not in used)
-        used.add(unique)
+        unique = next(each for each in chain([name], numbered) if used.get(each, rows) == rows)
+        used[unique] = rows
         found.append(unique)
     return found

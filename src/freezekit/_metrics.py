@@ -58,7 +58,7 @@ class Stalls:
                 f"{did_you_mean(monitor, map(str, metrics))}"
             )
         value = _shared(_number(monitor, metrics[monitor]))
-        self.check_unit(unit)
+        self._check_unit(unit)
         if now <= self._last:
             return
         self.unit, self._last = unit, now
@@ -72,7 +72,7 @@ class Stalls:
             self.fired.append(now)
             self._best, self._bad = None, 0
 
-    def check_unit(self, unit: str) -> None:
+    def _check_unit(self, unit: str) -> None:
         """Raises if moments were counted in another unit before."""
         if self.unit not in (None, unit):
             raise PlanError(f"the metric was observed in {self.unit}s so far; pass {self.unit}=...")

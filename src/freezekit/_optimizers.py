@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +11,27 @@ from torch.utils.hooks import RemovableHandle
 from ._cascade import Decision, Outcome
 from ._resolved import Phase, ResolvedPlan
 from ._resume import by_name
-from ._rows import RowKeeper, frozen_rows
-from ._steps import Base, Ramp, StandIn, StepHooks, changes, ramp, stand_ins
+from ._rows import RowKeeper, check_whole, frozen_rows
+from ._steps import Base, Ramp, StandIn, StepHooks, changes, ramp, stand_ins, stepped
 from ._verbs import did_you_mean
 from ._writer import Writer
 from .errors import FreezekitError
 
 LBFGS = "LBFGS takes one param group and steps frozen parameters too; use another optimizer"
 
-_UNKNOWN = Base(None, None)
+
+class _Handed(NamedTuple):
+    """A param group that was built and handed out.
+
+    Attributes:
+        rows: its parameters.
+        settings: torch's dict, the object that was handed out.
+        base: what it has where the plan says nothing.
+    """
+
+    rows: tuple[int, ...]
+    settings: dict[str, Any]
+    base: Base
 
 
 class _Acting(NamedTuple):
@@ -79,17 +91,14 @@ class Optimizers:
         self._drops = drops
         self._done = done
         self._attached: list[_Attached] = []
-        self._bases: dict[int, Base] = {}
+        self._handed: dict[str, list[_Handed]] = {}
+        self._loaded = False
         self._phase = resolved.phases[0]
         self._earlier: set[int] = set()
         self._ramps: list[tuple[StepHooks, Ramp, int]] = []
         self._keepers: list[RowKeeper] = []
         outcomes = resolved._outcomes
         self._acting = {n for n, outcome in enumerate(outcomes) if changes(outcome)}
-        self._opens = any(
-            len({(each.trainable, each.rows, each.rows_train) for each in outcome.decisions}) > 1
-            for outcome in outcomes
-        )
         self.lacking = self._find_lacking()
 
     @property
@@ -97,9 +106,23 @@ class Optimizers:
         """The optimizers, first to last attached."""
         return [each.hooks.optimizer for each in self._attached]
 
-    def set_base(self, rows: Iterable[int], base: Base) -> None:
-        """Notes what the groups of some parameters have where the plan says nothing."""
-        self._bases.update(dict.fromkeys(rows, base))
+    @property
+    def taken(self) -> dict[str, tuple[int, ...]]:
+        """The names of groups that are there already, with their rows; () for unknown ones."""
+        handed = {name: groups[0].rows for name, groups in self._handed.items()}
+        return dict.fromkeys(self.lrs(), ()) | handed
+
+    def hand(self, rows: tuple[int, ...], settings: dict[str, Any], base: Base) -> None:
+        """Notes a param group that is handed out."""
+        self._handed.setdefault(settings["name"], []).append(_Handed(rows, settings, base))
+
+    def _base(self, settings: dict[str, Any]) -> Base:
+        """Returns what is known of a param group; after loading, it is known by its name."""
+        handed = self._handed.get(settings.get("name", ""), [])
+        for each in handed:
+            if each.settings is settings:
+                return each.base
+        return handed[-1].base if handed else Base(None, settings.get("weight_decay"), False)
 
     def attach(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Adds optimizers; everything is checked before.
@@ -124,6 +147,14 @@ class Optimizers:
                         "param_groups(pattern) of its own"
                     )
                 taken.add(row)
+            if optimizer in optimizers and not any(groups[optimizer]):
+                raise FreezekitError(
+                    f"attach: this {type(optimizer).__name__} holds no parameter of the model; "
+                    "build it from param_groups(lr=...) or from the model's parameters"
+                )
+            for row in (row for group in groups[optimizer] for row in group):
+                if self._has_rows(row):
+                    check_whole(names[row], self._writer.parameter(row), self._count(row))
         fresh = dict.fromkeys(optimizers)
         acting = {each: self._find_acting(groups[each], each) for each in fresh}
         known = {each.hooks.optimizer: each for each in self._attached}
@@ -175,7 +206,6 @@ class Optimizers:
         for each in self._attached:
             hooks = each.hooks
             hooks.put_back()
-            hooks.watch = self._opens
             hooks.stand_ins = []
             for index, outcome, base in each.acting:
                 defaults = hooks.optimizer.defaults
@@ -191,13 +221,17 @@ class Optimizers:
         """Returns what keeps rows now; what opens in the middle of a window is kept to its end."""
         tree, made = self._resolved._tree, []
         for row in rows:
-            count = (tree.shapes[row] or (0,))[0]
+            count = self._count(row)
             find = self._writer.finder(row)
             said = [self._decisions(row)[each] for each in (self._phase.index, *self._earlier)]
             frozen = [run for each in said if each.trainable for run in frozen_rows(each, count)]
             if frozen and find().requires_grad:
                 made.append(RowKeeper(tree.names[row], find, frozen, count))
         return made
+
+    def _count(self, row: int) -> int:
+        """Returns how many rows a tensor had when the plan was applied."""
+        return (self._resolved._tree.shapes[row] or (0,))[0]
 
     def opens_rows(self, before: Phase, after: Phase) -> bool:
         """Returns whether rows of a tensor that trains may open between two phases."""
@@ -218,15 +252,16 @@ class Optimizers:
     def _has_rows(self, row: int) -> bool:
         return any(each.rows is not None and each.trainable for each in self._decisions(row))
 
-    def tick(self, step: int | None) -> None:
-        """Sets the warm-up factors for a step; ends those that are over."""
-        if not self._ramps or step is None:
-            return
+    def tick(self, step: int) -> None:
+        """Sets the warm-up factors for a step, and drops state that was loaded meanwhile."""
+        if self._loaded:
+            self.drop()
         for hooks, warm, at in self._ramps:
             hooks.stand_ins[at] = hooks.stand_ins[at]._replace(value=warm.factor(step))
 
     def lrs(self) -> dict[str, float]:
         """Returns the lr of each group as its next step has it, 0 where all is frozen."""
+        self.put_back()
         found: dict[str, float] = {}
         for each in self._attached:
             for index, group in enumerate(each.hooks.optimizer.param_groups):
@@ -251,6 +286,7 @@ class Optimizers:
 
     def drop(self) -> None:
         """Drops the state of what is frozen, if that is wanted."""
+        self._loaded = False
         if not self._drops:
             return
         for each in self._attached:
@@ -259,10 +295,10 @@ class Optimizers:
                     each.hooks.optimizer.state.pop(self._writer.parameter(row), None)
 
     def names(self) -> list[list[Any]]:
-        """Returns, for each param group, its name and the names of its parameters."""
+        """Returns, for each param group, its name, its parameters', and whether torch has those."""
         names = self._resolved._tree.names
         return [
-            [group.get("name", ""), [names[row] for row in rows]]
+            [group.get("name", ""), [names[row] for row in rows], "param_names" in group]
             for each in self._attached
             for group, rows in zip(each.hooks.optimizer.param_groups, each.groups, strict=False)
         ]
@@ -311,7 +347,7 @@ class Optimizers:
             for row in rows:
                 decisions = outcomes[ids[row]].decisions
                 if any(each.trainable for each in decisions):
-                    seen.setdefault(tuple(each.optimized() for each in decisions), row)
+                    seen.setdefault(tuple(map(stepped, decisions)), row)
             if len(seen) > 1:
                 first, second = (self._resolved._tree.names[row] for row in [*seen.values()][:2])
                 raise FreezekitError(
@@ -319,8 +355,8 @@ class Optimizers:
                     "weight decay or options at different times; build the groups with "
                     "param_groups(lr=...)"
                 )
-            row = next(iter(seen.values()))
-            acting = _Acting(index, outcomes[ids[row]], self._bases.get(row, _UNKNOWN))
+            row, settings = next(iter(seen.values())), optimizer.param_groups[index]
+            acting = _Acting(index, outcomes[ids[row]], self._base(settings))
             for phase in self._resolved.phases:
                 for _ in stand_ins(*acting[:2], phase.index, acting.base, optimizer.defaults):
                     pass

@@ -22,31 +22,63 @@ def plan_text(resolved: ResolvedPlan) -> str:
 
 
 def fingerprint(resolved: ResolvedPlan) -> str:
-    """Returns a digest of a plan, its totals and the names of the model's parameters."""
-    said = plan_text(resolved) + "\n" + "\n".join(resolved._tree.names)
-    return hashlib.sha256(said.encode()).hexdigest()
+    """Returns a digest of a plan and its totals."""
+    return hashlib.sha256(plan_text(resolved).encode()).hexdigest()
 
 
-def difference(saved: str, resolved: ResolvedPlan, model: torch.nn.Module) -> str:
-    """Says what a saved plan means otherwise on this model; empty: nothing.
+def parameter_digest(resolved: ResolvedPlan) -> str:
+    """Returns a digest of the names of the model's parameters."""
+    return hashlib.sha256("\n".join(sorted(resolved._tree.names)).encode()).hexdigest()
+
+
+def difference(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    resolved: ResolvedPlan,
+    model: torch.nn.Module,
+) -> str:
+    """Says what is otherwise than in a saved state; empty: nothing that matters.
 
     Args:
-        saved: what `plan_text` returned.
+        saved: what `AppliedPlan.state_dict` returned when it was saved.
+        present: what it returns now.
         resolved: the present plan.
         model: the model.
     """
+    lines = []
+    if saved["fingerprint"] != present["fingerprint"]:
+        lines += _plan_difference(saved["plan"], resolved, model)
+    if saved["on_freeze"] != present["on_freeze"]:
+        lines.append(f"on_freeze: {saved['on_freeze']} -> {present['on_freeze']}")
+    if saved["parameters"] != present["parameters"]:
+        known = set(resolved._tree.names)
+        gone = [name for _, names, _ in saved["groups"] for name in names if name not in known]
+        what = f"; gone: {counted(gone, 'parameter')}" if gone else ""
+        lines.append(f"the model has other parameters{what}")
+    for (name, before, _), (_, after, named) in zip(
+        saved["groups"], present["groups"], strict=False
+    ):
+        if not named and before != after:
+            lines.append(
+                f"param group {name!r} holds its parameters in another order, and without names "
+                "an optimizer gives them each other's state; build it with param_groups(lr=...)"
+            )
+    return "\n".join(lines)
+
+
+def _plan_difference(saved: str, resolved: ResolvedPlan, model: torch.nn.Module) -> list[str]:
     data = json.loads(saved)
     plan = FreezePlan.from_dict(data.pop("plan"), source="checkpoint")
     try:
         before = plan.resolve(model, **data)
         diff = before.diff(resolved)
     except FreezekitError as error:
-        return f"the saved plan cannot be compared on this model: {error}"
+        return [f"the saved plan cannot be compared on this model: {error}"]
     lines = [str(diff)] if diff else []
     ours, theirs = ([rule.at_metric for rule in each.metrics] for each in (before, resolved))
     if ours != theirs:
         lines.append(f"at_metric: {_spoken(ours)} -> {_spoken(theirs)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _spoken(metrics: Sequence[Any]) -> str:

@@ -99,9 +99,14 @@ class RowKeeper:
 
     def _whole(self) -> torch.nn.Parameter:
         parameter = self._find()
-        if hasattr(parameter, "to_local") or len(parameter) != self._count:
-            raise FreezekitError(
-                f"rows of {self._name!r} cannot be kept: it had {self._count} rows when the plan "
-                "was applied and is sharded or resized now; unfreeze the whole tensor instead"
-            )
+        check_whole(self._name, parameter, self._count)
         return parameter
+
+
+def check_whole(name: str, parameter: torch.nn.Parameter, count: int) -> None:
+    """Raises where a tensor does not have all its rows here: it is sharded, or resized."""
+    if hasattr(parameter, "to_local") or len(parameter) != count:
+        raise FreezekitError(
+            f"rows of {name!r} cannot be kept: it had {count} rows when the plan was applied and "
+            "is sharded or resized now; unfreeze the whole tensor instead"
+        )

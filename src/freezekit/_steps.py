@@ -46,7 +46,6 @@ class StepHooks:
     Attributes:
         stand_ins: what differs from the groups' own values now.
         keepers: what else must be put back.
-        watch: whether to note which gradients the last step used up.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, done: Callable[[], None]) -> None:
@@ -54,19 +53,22 @@ class StepHooks:
 
         Args:
             optimizer: the optimizer.
-            done: called after each step.
+            done: called after each step, and when gradients are cleared.
         """
         self.optimizer = optimizer
         self.stand_ins: list[StandIn] = []
         self.keepers: list[RowKeeper] = []
-        self.watch = False
         self._done = done
         self._saved: list[tuple[dict[str, Any], str, Any]] = []
         self._depth = 0
-        self._used: list[tuple[weakref.ref[torch.Tensor], int]] = []
+        self._witness: torch.Tensor | None = None
+        self._used: tuple[weakref.ref[torch.Tensor], int] | None = None
+        self._zero_grad = optimizer.__dict__.get("zero_grad")
+        optimizer.__dict__["zero_grad"] = self._clear
         self._handles = (
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
+            optimizer.register_state_dict_pre_hook(lambda _: self.put_back()),
         )
 
     def remove(self) -> None:
@@ -74,6 +76,10 @@ class StepHooks:
         self.put_back()
         for handle in self._handles:
             handle.remove()
+        if self.optimizer.__dict__.get("zero_grad") == self._clear:
+            del self.optimizer.__dict__["zero_grad"]
+            if self._zero_grad is not None:
+                self.optimizer.__dict__["zero_grad"] = self._zero_grad
 
     def put_back(self) -> None:
         """Puts back what a step that raised has left."""
@@ -91,21 +97,28 @@ class StepHooks:
         """Returns whether gradients are gathered that no step has used yet.
 
         Those that the last step used, zeros, and those of a step that a scaler skipped because one
-        is not finite do not count.
+        is not finite do not count. Whether the last step used them is read off one parameter: what
+        comes after a step clears all gradients before it gathers new ones.
         """
-        used = {
-            id(gradient): version
-            for each, version in self._used
-            if (gradient := each()) is not None
-        }
-        fresh = [
-            gradient
+        if self._witness is not None and self._used is not None:
+            gradient, (used, version) = self._witness.grad, self._used
+            if gradient is not None and gradient is used() and gradient._version == version:
+                return False
+        gradients = [
+            parameter.grad
             for group in self.optimizer.param_groups
             for parameter in group["params"]
-            if (gradient := parameter.grad) is not None
-            and used.get(id(gradient)) != gradient._version
+            if parameter.grad is not None
         ]
-        return any(map(_is_something, fresh)) and all(map(_is_finite, fresh))
+        return any(map(_is_something, gradients)) and all(map(_is_finite, gradients))
+
+    def _clear(self, set_to_none: bool = True) -> None:
+        """Stands in for the optimizer's `zero_grad`, which may end an accumulation window."""
+        if self._zero_grad is not None:
+            self._zero_grad(set_to_none)
+        else:
+            type(self.optimizer).zero_grad(self.optimizer, set_to_none)
+        self._done()
 
     def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._depth += 1
@@ -126,14 +139,23 @@ class StepHooks:
         if self._depth > 0:
             return
         self.put_back()
-        if self.watch:
-            self._used = [
-                (weakref.ref(gradient), gradient._version)
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-                if (gradient := parameter.grad) is not None
-            ]
+        self._note_used()
         self._done()
+
+    def _note_used(self) -> None:
+        """Notes one gradient that the step has used."""
+        if self._witness is None or self._witness.grad is None:
+            self._witness = next(
+                (
+                    parameter
+                    for group in self.optimizer.param_groups
+                    for parameter in group["params"]
+                    if parameter.grad is not None
+                ),
+                None,
+            )
+        gradient = None if self._witness is None else self._witness.grad
+        self._used = None if gradient is None else (weakref.ref(gradient), gradient._version)
 
 
 class Ramp(NamedTuple):
@@ -155,25 +177,27 @@ class Ramp(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What a param group has where the plan says nothing; None: not known.
+    """What a param group has where the plan says nothing.
 
     Attributes:
-        lr: base learning rate.
-        weight_decay: weight decay.
+        lr: base learning rate; None: not known.
+        weight_decay: weight decay; None: the optimizer's own.
+        written: whether the values of its first trainable phase were written into it.
     """
 
     lr: float | None
     weight_decay: float | None
+    written: bool
 
 
 def changes(outcome: Outcome) -> bool:
     """Returns whether something about a parameter's steps changes while it trains."""
-    seen = {each for each in map(_values, outcome.decisions) if each is not None}
+    seen = {each for each in map(stepped, outcome.decisions) if each is not None}
     return len(seen) > 1 or any(each.warmup_steps for each in seen)
 
 
-def _values(decision: Decision) -> Decision | None:
-    """Returns what a step depends on; None: frozen."""
+def stepped(decision: Decision) -> Decision | None:
+    """Returns what the values of a param group depend on; None: frozen."""
     seen = decision.optimized()
     return None if seen is None else seen._replace(rows=None, rows_train=True)
 
@@ -201,7 +225,8 @@ def stand_ins(
     if factor != 1.0:
         yield StandIn(group, "lr", factor, multiplies=True)
     own = defaults.get("weight_decay") if base.weight_decay is None else base.weight_decay
-    before, after = (own if d.weight_decay is None else d.weight_decay for d in (first, now))
+    before = own if first.weight_decay is None or not base.written else first.weight_decay
+    after = own if now.weight_decay is None else now.weight_decay
     if before != after and after is not None:
         multiplies = bool(before) and bool(after)
         yield StandIn(
@@ -258,9 +283,12 @@ def ramp(
 
 
 def _levels(optimizer: torch.optim.Optimizer) -> int:
-    """Returns how many steps that run hooks can be nested: torch wraps that of each class."""
-    steps = [vars(cls).get("step") for cls in type(optimizer).__mro__]
-    return sum(getattr(step, "hooked", False) for step in steps)
+    """Returns how many steps that run hooks can be nested: torch wraps that of each class.
+
+    A class that inherits its step may have it wrapped once more: the function counts.
+    """
+    steps = [vars(cls)["step"] for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+    return len({step.__wrapped__ for step in steps if getattr(step, "hooked", False)})
 
 
 def _is_something(gradient: torch.Tensor) -> bool:
