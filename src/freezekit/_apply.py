@@ -137,21 +137,21 @@ class AppliedPlan:
         except PlanError:
             return 0
 
-    def _move(self, now: int) -> None:
+    def _move(self, now: int, *, may_wait: bool = True) -> None:
         """Carries out the phase of a moment."""
         phase = self.resolved._phase_at(now, self._stalls.opened(now))
-        if phase is not self.phase:
-            self._enter(phase, now)
+        if phase is not self.phase or (self._waiting is not _NOTHING and not may_wait):
+            self._enter(phase, now, may_wait=may_wait)
         elif self._waiting is not _NOTHING:
             self._stepped()
         self._steps.tick(now)
 
-    def _enter(self, phase: Phase, now: int) -> None:
+    def _enter(self, phase: Phase, now: int, *, may_wait: bool) -> None:
         change = self._writer.change(self.phase.index, phase.index)
         self._writer.check(change)
         opens = bool(change.unfreeze or self._waiting.unfreeze)
         opens = opens or self._steps.opens_rows(self.phase, phase)
-        waits = opens and self._steps.gathers()
+        waits = may_wait and opens and self._steps.gathers()
         if self._waiting is not _NOTHING:
             change = _joined(self._waiting, change)
         if waits:
@@ -384,7 +384,7 @@ class AppliedPlan:
         self._stalls.load_state_dict(state["metrics"])
         clock = dict(state["clock"])
         self._clock = {"epoch": clock["epoch"], "step": clock["step"]}
-        self._move(self._last())
+        self._move(self._last(), may_wait=False)
         self._refresh()
 
     def release(self) -> None:

@@ -152,6 +152,7 @@ class Optimizers:
                     f"attach: this {type(optimizer).__name__} holds no parameter of the model; "
                     "build it from param_groups(lr=...) or from the model's parameters"
                 )
+            self._check_names(optimizer, rows)
             for row in (row for group in groups[optimizer] for row in group):
                 if self._has_rows(row):
                     check_whole(names[row], self._writer.parameter(row), self._count(row))
@@ -171,6 +172,20 @@ class Optimizers:
             )
         self._attached = list(known.values())
         self.lacking = self._find_lacking()
+
+    def _check_names(self, optimizer: torch.optim.Optimizer, rows: Mapping[int, int]) -> None:
+        """Raises where torch has one parameter under the name of another."""
+        known = self._resolved._tree.names
+        for group in optimizer.param_groups:
+            names = group.get("param_names", ())
+            for name, parameter in zip(names, group["params"], strict=False):
+                own = known[rows[id(parameter)]] if id(parameter) in rows else name
+                if name != own and name in known:
+                    raise FreezekitError(
+                        f"attach: this {type(optimizer).__name__} has {own!r} under the name "
+                        f"{name!r}; its state was loaded by position, in another order. Build it "
+                        "anew, attach it, and load afterwards"
+                    )
 
     def check_complete(self) -> None:
         """Raises if what the plan does inside steps has no optimizer to be done in."""
@@ -295,13 +310,13 @@ class Optimizers:
                     each.hooks.optimizer.state.pop(self._writer.parameter(row), None)
 
     def names(self) -> list[list[Any]]:
-        """Returns, for each param group, its name, its parameters', and whether torch has those."""
-        names = self._resolved._tree.names
-        return [
-            [group.get("name", ""), [names[row] for row in rows], "param_names" in group]
-            for each in self._attached
-            for group, rows in zip(each.hooks.optimizer.param_groups, each.groups, strict=False)
-        ]
+        """Returns each param group's name, its parameters', and whether torch knows those."""
+        names, found = self._resolved._tree.names, []
+        for each in self._attached:
+            for group, rows in zip(each.hooks.optimizer.param_groups, each.groups, strict=False):
+                own = [names[row] for row in rows]
+                found.append([group.get("name", ""), own, group.get("param_names") == own])
+        return found
 
     def remove(self) -> None:
         """Takes every hook away."""
@@ -313,21 +328,20 @@ class Optimizers:
                 handle.remove()
         self._attached = []
 
-    def _watch_loading(
-        self, optimizer: torch.optim.Optimizer
-    ) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
-        def before(
-            optimizer: torch.optim.Optimizer, state: dict[str, Any]
-        ) -> dict[str, Any] | None:
-            return by_name(optimizer, state, strict=not self.lenient)
-
-        def after(optimizer: torch.optim.Optimizer) -> None:
-            self.drop()
-
+    def _watch_loading(self, optimizer: torch.optim.Optimizer) -> tuple[RemovableHandle, ...]:
         return (
-            optimizer.register_load_state_dict_pre_hook(before),
-            optimizer.register_load_state_dict_post_hook(after),
+            optimizer.register_load_state_dict_pre_hook(self._arrange),
+            optimizer.register_load_state_dict_post_hook(self._note_loaded),
         )
+
+    def _arrange(
+        self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        return by_name(optimizer, state, strict=not self.lenient)
+
+    def _note_loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drops later: the clock that the state belongs to may still have to be loaded."""
+        self._loaded = True
 
     def _find_acting(
         self, groups: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,10 +55,10 @@ def difference(
         gone = [name for _, names, _ in saved["groups"] for name in names if name not in known]
         what = f"; gone: {counted(gone, 'parameter')}" if gone else ""
         lines.append(f"the model has other parameters{what}")
-    for (name, before, _), (_, after, named) in zip(
+    for (name, before, was_named), (_, after, is_named) in zip(
         saved["groups"], present["groups"], strict=False
     ):
-        if not named and before != after:
+        if before != after and not (was_named and is_named):
             lines.append(
                 f"param group {name!r} holds its parameters in another order, and without names "
                 "an optimizer gives them each other's state; build it with param_groups(lr=...)"
@@ -74,11 +74,34 @@ def _plan_difference(saved: str, resolved: ResolvedPlan, model: torch.nn.Module)
         diff = before.diff(resolved)
     except FreezekitError as error:
         return [f"the saved plan cannot be compared on this model: {error}"]
-    lines = [str(diff)] if diff else []
+    lines = [str(diff)] if diff else [*_held_differently(before, resolved)]
     ours, theirs = ([rule.at_metric for rule in each.metrics] for each in (before, resolved))
     if ours != theirs:
         lines.append(f"at_metric: {_spoken(ours)} -> {_spoken(theirs)}")
     return lines
+
+
+def _held_differently(before: ResolvedPlan, after: ResolvedPlan) -> Iterator[str]:
+    """Yields from when on which modules are held in eval under one plan only."""
+    phases = (*before.phases, *after.phases)
+    unit = next((phase.unit for phase in phases if phase.unit), None)
+    known: tuple[list[str], list[str]] = ([], [])
+    for stalls, start in sorted({(phase.stalls, phase.start) for phase in phases}):
+        old, new = (_held_at(each, stalls, start) for each in (before, after))
+        only = (sorted(old - new), sorted(new - old))
+        if only != known:
+            known, when = only, f"from {unit} {start}: " if unit else ""
+            for names, how in zip(only, ("no longer held", "newly held"), strict=True):
+                if names:
+                    yield f"{when}{how} in eval: {counted(names, 'module')}"
+            if only == ([], []):
+                yield f"{when}held in eval alike"
+
+
+def _held_at(resolved: ResolvedPlan, stalls: int, moment: int) -> set[str]:
+    phase = resolved._phase_at(moment, min(stalls, len(resolved.metrics)))
+    held, _ = resolved._held(phase.index)
+    return {p[:-1] for p, is_held in zip(resolved._tree.prefixes, held, strict=True) if is_held}
 
 
 def _spoken(metrics: Sequence[Any]) -> str:
@@ -113,7 +136,7 @@ def by_name(
     }
     if strict:
         _check_groups(groups, saved)
-    fresh = 1 + max(ids.values(), default=0)
+    fresh = 1 + max((n for n in ids.values() if isinstance(n, int)), default=0)
     arranged = []
     for group in groups:
         names = group["param_names"]
