@@ -3,8 +3,11 @@
 The numbers are those of the project's list of pitfalls.
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,8 +17,17 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils import parametrizations
+from torch.optim import lr_scheduler, swa_utils
 
-from freezekit import FreezekitError, FreezePlan, PatternError, PlanError
+from freezekit import (
+    AppliedPlan,
+    FreezekitError,
+    FreezePlan,
+    FrozenChangedError,
+    PatternError,
+    PlanError,
+    diagnose,
+)
 
 COMPILE_IMPORTS = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 ONE_PROCESS = "ignore:FSDP is switching to use `NO_SHARD`:UserWarning"
@@ -727,3 +739,443 @@ def test_pitfall_41_a_layer_of_an_rnn_is_selected_by_its_suffix() -> None:
     assert resolved.at().frozen == {
         f"rnn.{kind}_{way}_l0" for kind in ("weight", "bias") for way in ("ih", "hh")
     }
+
+
+def sgd(applied: AppliedPlan, **options: float) -> torch.optim.SGD:
+    """Returns an attached optimizer at a rate of 0.1."""
+    return applied.optimizer(torch.optim.SGD, lr=0.1, **options)
+
+
+def rates_in(optimizer: torch.optim.Optimizer) -> list[list[float]]:
+    """Returns a list that takes up the rates of the groups in each step from now on."""
+    seen: list[list[float]] = []
+    optimizer.register_step_pre_hook(
+        lambda each, *_: seen.append([group["lr"] for group in each.param_groups])
+    )
+    return seen
+
+
+def test_pitfall_01_what_opens_later_is_in_the_optimizer_from_the_start() -> None:
+    """It does not move before, moves after, and its gradient is cleared like any other."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", until_step=3).apply(model)
+    optimizer = applied.optimizer(torch.optim.AdamW, lr=0.1)
+    before = values(model)
+    train(model, optimizer)
+    assert moved(model, before) == {"head.weight", "head.bias"}
+    applied.advance(step=3)
+    train(model, optimizer)
+    assert moved(model, before) == set(before)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_pitfall_01_an_optimizer_that_was_filtered_is_found_out() -> None:
+    """What opens later and is in no optimizer is named, with the phase still to come."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", until_step=3).apply(model)
+    live = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(live, lr=0.1)
+    found = [each for each in diagnose(applied, optimizer) if each.code == "FK001"]
+    assert len(found) == 1
+    assert "backbone.0.weight" in str(found[0])
+
+
+LINEAR = [1.0 - 0.1 * at for at in range(10)]
+
+ADDED_GROUPS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [lambda at: LINEAR[at]] * 2),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, [lambda at: 0.5] * 2),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.2, 0.1], total_steps=9),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, [0.02, 0.01], [0.2, 0.1], 3),
+    "SWALR": lambda o: swa_utils.SWALR(o, [0.02, 0.01], 3),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(
+        o, patience=0, min_lr=[0.02, 0.01]
+    ),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.5, total_iters=6),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 6),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 12),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 12),
+}
+
+
+@pytest.mark.parametrize("kind", ADDED_GROUPS)
+def test_pitfall_07_what_opens_mid_run_does_not_break_the_scheduler(kind: str) -> None:
+    """Schedulers that raise or go wrong over a group added later have theirs from the start."""
+    model = Net(nn.Linear(4, 4))
+    plan = FreezePlan().freeze("backbone", until_step=4).group("backbone", lr_mult=2.0)
+    applied = plan.apply(model)
+    optimizer = sgd(applied, momentum=0.9)
+    scheduler = ADDED_GROUPS[kind](optimizer)
+    plain = torch.optim.SGD(
+        [{"params": list(part.parameters()), "lr": rate}
+         for part, rate in ((model.backbone, 0.2), (model.head, 0.1))], lr=0.1, momentum=0.9,
+    )  # fmt: skip
+    reference = ADDED_GROUPS[kind](plain)
+    seen, expected = rates_in(optimizer), []
+    for step in range(8):
+        applied.advance(step=step)
+        train(model, optimizer, steps=1)
+        expected.append([group["lr"] for group in plain.param_groups])
+        plain.step()
+        for each in (scheduler, reference):
+            each.step(*([1.0] if kind == "ReduceLROnPlateau" else []))
+    assert seen == expected
+    assert [low / high for low, high in seen] == [pytest.approx(2.0)] * 8
+
+
+def test_pitfall_08_what_opens_late_has_the_rate_that_the_plan_says() -> None:
+    """The schedule has gone on meanwhile; a factor and a warm-up from the opening are the plan's.
+
+    Here five times the rate that has decayed to a fifth, over a warm-up of two steps.
+    """
+    model = Net(nn.Linear(4, 4))
+    plan = FreezePlan().freeze("backbone", until_step=8)
+    plan = plan.group("backbone", lr_mult=5.0, warmup_steps=2)
+    applied = plan.apply(model)
+    optimizer = sgd(applied)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda at: LINEAR[min(at, 9)])
+    told = []
+    for step in range(10):
+        applied.advance(step=step)
+        told.append(applied.lrs()["backbone.0"])
+        train(model, optimizer, steps=1)
+        scheduler.step()
+    assert told == [0.0] * 8 + [pytest.approx(0.5 * 0.2 / 2), pytest.approx(0.5 * 0.1)]
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+
+
+def twins() -> nn.ModuleDict:
+    """Returns two layers of equal shape."""
+    return nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
+
+
+def train_twins(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Trains both, on batches that depend on the step and with gradients of their own."""
+    for step in steps:
+        optimizer.zero_grad()
+        batch = torch.randn(4, 4, generator=torch.Generator().manual_seed(step))
+        loss = model["first"](batch).square().sum() + 3 * model["second"](batch).square().sum()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("loaded", range(4))
+@pytest.mark.parametrize("saved", range(4))
+def test_pitfall_09_optimizer_state_survives_a_change_of_phase(saved: int, loaded: int) -> None:
+    """Saved in one phase and loaded in any other, each layer gets its own state back."""
+    plan = FreezePlan().freeze("first", until_step=1).freeze("second", at_step=2, until_step=3)
+    states = []
+    for begin in (0, loaded):
+        model = twins()
+        applied = plan.apply(model)
+        optimizer = applied.optimizer(torch.optim.Adam, lr=0.1)
+        applied.advance(step=begin)
+        if states:
+            optimizer.load_state_dict(states[0])
+        else:
+            for step in range(saved + 1):
+                applied.advance(step=step)
+                train_twins(model, optimizer, range(step, step + 1))
+            states.append(optimizer.state_dict())
+            expected = named_state(model, optimizer)
+    assert named_state(model, optimizer) == expected
+    assert len(expected) == (2 if saved == 0 else 4)
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
+    """Returns the first moments by parameter name."""
+    return {
+        name: optimizer.state[parameter]["exp_avg"].flatten().tolist()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def test_pitfall_09_layers_of_equal_shape_do_not_swap_their_state() -> None:
+    """Groups that come in another order than the saved ones take what is theirs, by name."""
+    model = twins()
+    applied = FreezePlan().group("first", lr_mult=0.5).apply(model)
+    optimizer = applied.optimizer(torch.optim.Adam, lr=0.1)
+    train_twins(model, optimizer, range(3))
+    other = torch.optim.Adam(applied.param_groups(lr=0.1)[::-1], lr=0.1)
+    applied.release()
+    again = FreezePlan().group("first", lr_mult=0.5).apply(model)
+    again.attach(other)
+    other.load_state_dict(optimizer.state_dict())
+    assert named_state(model, other) == named_state(model, optimizer)
+
+
+def test_pitfall_10_a_resumed_run_is_in_the_phase_it_was_in() -> None:
+    """What opened before the checkpoint is open after it, without the event happening again."""
+    plan = FreezePlan().freeze("first", until_epoch=1).freeze("second", at_epoch=3)
+    model = twins()
+    applied = plan.apply(model)
+    applied.advance(epoch=2)
+    state = applied.state_dict()
+    for load in (True, False):
+        fresh = twins()
+        resumed = plan.apply(fresh)
+        assert not fresh["first"].weight.requires_grad
+        if load:
+            resumed.load_state_dict(state)
+        else:
+            resumed.advance(epoch=2)
+        assert all(parameter.requires_grad for parameter in fresh.parameters())
+        resumed.advance(epoch=3)
+        assert [fresh[name].weight.requires_grad for name in fresh] == [True, False]
+
+
+def test_pitfall_17_parameters_of_equal_value_are_told_apart() -> None:
+    """Norms are all ones and zeros at first; each is in a group, once, by identity."""
+    model = Net(nn.LayerNorm(4), nn.LayerNorm(4), nn.BatchNorm1d(4))
+    applied = FreezePlan().freeze("backbone", until_step=1).apply(model)
+    optimizer = sgd(applied)
+    held = [id(each) for group in optimizer.param_groups for each in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    applied.advance(step=1)
+    before = values(model)
+    train(model, optimizer)
+    assert moved(model, before) == set(before)
+
+
+@pytest.mark.parametrize(("on_freeze", "velocity"), [("keep", 1.9), ("drop", 0.0)])
+def test_pitfall_24_old_momentum_moves_what_opens_again_only_if_kept(
+    on_freeze: Literal["keep", "drop"], velocity: float
+) -> None:
+    """Frozen in between, with a gradient of zero after: what moves is the momentum from before."""
+    model = nn.ModuleDict({"part": nn.Linear(1, 1, bias=False), "rest": nn.Linear(1, 1)})
+    plan = FreezePlan().freeze("part", at_step=2, until_step=5)
+    applied = plan.apply(model, on_freeze=on_freeze)
+    optimizer = sgd(applied, momentum=0.9)
+    weight = model["part"].weight
+    seen = [weight.item()]
+    for step in range(7):
+        applied.advance(step=step)
+        optimizer.zero_grad()
+        rest = model["rest"](torch.ones(1)).sum()
+        (weight.sum() * (1.0 if step < 2 else 0.0) + rest).backward()
+        optimizer.step()
+        seen.append(weight.item())
+    steps = [before - after for before, after in pairwise(seen)]
+    expected = [0.1, 0.19, 0, 0, 0, 0.1 * 0.9 * velocity, 0.1 * 0.81 * velocity]
+    assert steps == pytest.approx(expected, abs=1e-6)
+
+
+def test_pitfall_24_a_warm_up_tames_the_first_steps_of_fresh_moments() -> None:
+    """Adam's first step is its rate whatever the gradient; here it is a quarter of it."""
+    model = Net(nn.Linear(4, 4, bias=False))
+    plan = FreezePlan().freeze("backbone", until_step=2).group("backbone", warmup_steps=4)
+    applied = plan.apply(model)
+    optimizer = applied.optimizer(torch.optim.Adam, lr=0.1)
+    weight = model.backbone[0].weight
+    for step, most in enumerate([0.0, 0.0, 0.025]):
+        applied.advance(step=step)
+        before = weight.detach().clone()
+        train(model, optimizer, steps=1)
+        assert (weight - before).abs().max().item() == pytest.approx(most, rel=1e-3)
+
+
+def test_pitfall_25_a_checkpoint_has_the_state_of_what_is_frozen(tmp_path: Path) -> None:
+    """Saved in a phase in which a trained layer is frozen, with torch's own functions."""
+    plan = FreezePlan().freeze("first", at_step=2)
+    model = twins()
+    applied = plan.apply(model)
+    optimizer = applied.optimizer(torch.optim.Adam, lr=0.1)
+    train_twins(model, optimizer, range(2))
+    applied.advance(step=2)
+    expected = named_state(model, optimizer)
+    assert len(expected) == 4
+    torch.save({"optimizer": optimizer.state_dict(), "plan": applied.state_dict()}, tmp_path / "c")
+    saved = torch.load(tmp_path / "c", weights_only=True)
+    fresh = twins()
+    resumed = plan.apply(fresh)
+    other = resumed.optimizer(torch.optim.Adam, lr=0.1)
+    resumed.load_state_dict(saved["plan"])
+    other.load_state_dict(saved["optimizer"])
+    assert named_state(fresh, other) == expected
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "first_step"),
+    [
+        (torch.optim.AdamW, {"weight_decay": 0.5}, 0),
+        (torch.optim.Adam, {}, 3),
+        (torch.optim.SGD, {"weight_decay": 0.5, "momentum": 0.9}, 3),
+    ],
+    ids=["decay", "history", "both"],
+)
+def test_pitfall_31_frozen_rows_of_an_embedding_do_not_move(
+    cls: type[torch.optim.Optimizer], options: dict[str, float], first_step: int
+) -> None:
+    """Neither decay nor moments from before move a row that does not train."""
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 2))
+    plan = FreezePlan().unfreeze("[0].weight", rows="4:", at_step=first_step)
+    applied = plan.apply(model)
+    optimizer = applied.optimizer(cls, lr=0.1, **options)
+    for step in range(first_step + 3):
+        if step == first_step:
+            before = model[0].weight.detach().clone()
+        applied.advance(step=step)
+        optimizer.zero_grad()
+        model(torch.arange(6)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(model[0].weight[:4], before[:4])
+    assert not (model[0].weight[4:] == before[4:]).any()
+
+
+def test_pitfall_33_what_closes_within_an_accumulation_window_moves_no_more() -> None:
+    """Frozen after two of four passes: the gradient of those two is not stepped."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", at_step=1).apply(model)
+    optimizer = sgd(applied, momentum=0.9, weight_decay=0.1)
+    before = values(model)
+    for number in range(4):
+        if number == 2:
+            applied.advance(step=1)
+        model(torch.randn(8, 4)).square().mean().backward()
+    optimizer.step()
+    assert moved(model, before) == {"head.weight", "head.bias"}
+
+
+def test_pitfall_33_what_opens_within_an_accumulation_window_waits_for_a_whole_one() -> None:
+    """Opened after two of four passes: no step is taken with half of the gradient."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", until_step=1).apply(model)
+    optimizer = sgd(applied, momentum=0.9, weight_decay=0.1)
+    before = values(model)
+    for number in range(4):
+        if number == 2:
+            applied.advance(step=1)
+        model(torch.randn(8, 4)).square().mean().backward()
+        assert model.backbone[0].weight.grad is None
+    optimizer.step()
+    assert moved(model, before) == {"head.weight", "head.bias"}
+    train(model, optimizer, steps=1)
+    assert moved(model, before) == set(before)
+
+
+def test_pitfall_37_a_scaler_steps_only_optimizers_that_have_something_to_do() -> None:
+    """An optimizer all of whose rates are 0 now has no gradients; its step is left out."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", until_step=1).apply(model)
+    optimizers = {
+        part: applied.optimizer(torch.optim.SGD, part, lr=0.1) for part in ("backbone", "head")
+    }
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    stepped = []
+    for step in range(2):
+        applied.advance(step=step)
+        scaler.scale(model(torch.randn(8, 4)).square().mean()).backward()
+        rates = applied.lrs()
+        for part, optimizer in optimizers.items():
+            if any(rates[group["name"]] for group in optimizer.param_groups):
+                scaler.step(optimizer)
+                stepped.append((step, part))
+        scaler.update()
+        model.zero_grad()
+    assert stepped == [(0, "head"), (1, "backbone"), (1, "head")]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_pitfall_40_a_frozen_encoder_answers_as_in_eval_mode() -> None:
+    """Also where torch's fast path zeroes what is padded; what is not differs by rounding only."""
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+    model = nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 2), "head": nn.Linear(4, 2)})
+    x, padded = torch.randn(2, 3, 4), torch.tensor([[False] * 3, [False, True, True]])
+    by_hand = copy.deepcopy(model["encoder"]).requires_grad_(False).eval()
+    expected = by_hand(x, src_key_padding_mask=padded)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        slow = by_hand(x, src_key_padding_mask=padded)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    FreezePlan().freeze("encoder").apply(model.train())
+    output = model.train()["encoder"](x, src_key_padding_mask=padded)
+    assert torch.equal(output, expected)
+    assert torch.allclose(output[~padded], slow[~padded], atol=1e-5)
+
+
+class DecaysAll(torch.optim.SGD):
+    """Applies its decay to every parameter, gradient or not, as some do."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Shrinks all parameters, then steps."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(0.9)
+        super().step(closure)
+
+
+def test_pitfall_42_optimizers_that_step_what_has_no_gradient() -> None:
+    """LBFGS is refused; one that nobody knows is found out by the guard, by name."""
+    model = Net(nn.Linear(4, 4))
+    applied = FreezePlan().freeze("backbone", until_step=1).apply(model)
+    with pytest.raises(FreezekitError, match="steps frozen parameters too"):
+        applied.attach(torch.optim.LBFGS(model.parameters()))
+    optimizer = applied.optimizer(DecaysAll, lr=0.1)
+    with pytest.raises(FrozenChangedError) as caught, applied.guard():
+        train(model, optimizer)
+    assert caught.value.names == ("backbone.0.weight", "backbone.0.bias")
+
+
+def test_pitfall_43_layer_decay_counts_all_layers_and_sets_real_rates() -> None:
+    """Frozen layers count; each parameter is in one group, with and without decay apart."""
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    model = nn.Sequential(*layers)
+    plan = FreezePlan().freeze("[:2]").layer_decay(decay=0.5).no_decay()
+    groups = plan.apply(model).param_groups(lr=0.8, weight_decay=0.1)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for group in groups
+        for name, _ in group["params"]
+    }
+    assert found == {
+        "2.weight": (0.4, 0.1), "2.bias": (0.4, 0.0), "3.weight": (0.8, 0.1), "3.bias": (0.8, 0.0),
+    }  # fmt: skip
+    assert sum(len(group["params"]) for group in groups) == len(found)
+    ever = (
+        FreezePlan()
+        .freeze("[:2]", until_epoch=1)
+        .layer_decay(decay=0.5)
+        .apply(nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)]))
+    )
+    rates = {n: g["lr"] for g in ever.param_groups(lr=0.8) for n, _ in g["params"]}
+    assert [rates[f"{layer}.weight"] for layer in range(4)] == [0.1, 0.2, 0.4, 0.8]
+
+
+@pytest.mark.parametrize("averaged", ["deepcopy", "AveragedModel"])
+def test_pitfall_46_averaged_copies_follow_and_can_take_the_plan(averaged: str) -> None:
+    """What is frozen is exact in the copy; the copy's modes are its own, and so is its plan."""
+    model = Net(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    plan = FreezePlan().freeze("backbone", until_step=3)
+    applied = plan.apply(model)
+    if averaged == "deepcopy":
+        copied: nn.Module = copy.deepcopy(model)
+        inner = copied
+    else:
+        copied = swa_utils.AveragedModel(
+            model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+        )
+        inner = copied.module
+    optimizer = sgd(applied)
+    for step in range(5):
+        applied.advance(step=step)
+        train(model, optimizer, steps=1)
+        if averaged == "AveragedModel":
+            copied.update_parameters(model)
+        if step == 2:
+            pairs = zip(inner.backbone.parameters(), model.backbone.parameters(), strict=True)
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    copied.train()
+    assert [module.training for module in inner.backbone] == [False] * 3
+    assert [module.training for module in model.backbone] == [True] * 3
+    other = plan.apply(copied)
+    other.advance(step=3)
+    copied.train()
+    assert all(module.training for module in inner.backbone)
+    assert all(parameter.requires_grad for parameter in inner.parameters())
+    other.release()
+    assert all(parameter.requires_grad for parameter in model.parameters())
