@@ -818,3 +818,26 @@ def test_a_compiled_step_has_the_factors(optimizer: str) -> None:
         assert rates(compiled.optimizer) == rates(plain.optimizer)
         pairs = zip(compiled.model.parameters(), plain.model.parameters(), strict=True)
         assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
+
+
+class OwnClearing(torch.optim.SGD):
+    """Clears gradients in its own way, with arguments of its own."""
+
+    def zero_grad(self, *, thoroughly: bool = False) -> str:
+        """Returns what it did."""
+        super().zero_grad()
+        return "thoroughly" if thoroughly else "cleared"
+
+
+def test_an_optimizer_that_clears_gradients_in_its_own_way_still_does() -> None:
+    """Its arguments and what it returns are its own, and release leaves no trace."""
+    model = parts("SGD")
+    applied = FreezePlan().freeze("low", until_step=1).apply(model)
+    optimizer = applied.optimizer(OwnClearing, lr=BASE)
+    backward(model, 0)
+    assert optimizer.zero_grad() == "cleared"
+    assert model["mid"].weight.grad is None
+    assert optimizer.zero_grad(thoroughly=True) == "thoroughly"
+    applied.release()
+    assert "zero_grad" not in vars(optimizer)
+    assert optimizer.zero_grad(thoroughly=True) == "thoroughly"

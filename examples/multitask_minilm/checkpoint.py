@@ -1,10 +1,11 @@
-"""Saves a trained model with all that is needed to use it again, and loads it."""
+"""Saves a trained model to be used again, and a run half done to be gone on with; loads both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from config import UserError
 from data import SENTIMENTS
 from model import MultiTaskMiniLM
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
@@ -66,3 +67,73 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     model.load_state_dict(content["state"])
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return Checkpoint(model.eval(), tokenizer, content["topics"], content["plan"], config)
+
+
+class Stateful(Protocol):
+    """A model, an optimizer, an LR scheduler, an applied plan."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns its state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Takes the state back."""
+
+
+@dataclass
+class Progress:
+    """A run half done: what a later process needs to go on exactly as this one would.
+
+    Attributes:
+        file: where it is saved.
+        settings: what both processes must have in common, by section and key.
+        parts: what training changes. The applied plan is the first: it refuses another plan.
+        generators: what training draws from.
+        epochs: the metrics of each epoch that is done.
+    """
+
+    file: Path
+    settings: dict[str, dict[str, Any]]
+    parts: dict[str, Stateful]
+    generators: dict[str, torch.Generator]
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Writes the file; killed on the way, it leaves the one that stood there."""
+        content = {
+            "settings": self.settings,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "generators": {name: each.get_state() for name, each in self.generators.items()},
+            "epochs": self.epochs,
+        }
+        unfinished = self.file.with_suffix(".unfinished")
+        torch.save(content, unfinished)
+        unfinished.replace(self.file)
+
+    def load(self) -> None:
+        """Puts everything into the state that the file holds.
+
+        Raises:
+            UserError: If there is no file, or it was saved under other settings.
+        """
+        if not self.file.is_file():
+            raise UserError(
+                f"nothing to resume: {self.file} does not exist; a run leaves it from the end of "
+                "its first epoch until it is complete"
+            )
+        content = torch.load(self.file, weights_only=True)
+        differences = [
+            f"{section}.{key} was {content['settings'][section][key]!r} and is {value!r}"
+            for section, values in self.settings.items()
+            for key, value in values.items()
+            if content["settings"][section][key] != value
+        ]
+        if differences:
+            raise UserError(
+                f"cannot resume from {self.file}, it was saved with other settings: "
+                f"{', '.join(differences)}. Run with those, or without --resume to start anew"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        for name, generator in self.generators.items():
+            generator.set_state(content["generators"][name])
+        self.epochs += content["epochs"]

@@ -47,10 +47,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW: the learning rate of the backbone, that of the heads, the weight decay."""
+    """AdamW: the first learning rate of the backbone, that of the heads, the weight decay."""
 
     lr: float = 5e-5
-    head_lr: float = 1e-2
+    head_lr: float = 2e-2
     weight_decay: float = 0.01
 
 

@@ -1,26 +1,26 @@
 """Trains MiniLM on two tasks at once, with those parts frozen that a freezekit plan names.
 
-Run `python train.py --mode backbone`, or `python train.py --plan my.yaml` with any plan file.
+Run `python train.py --mode backbone`, or `python train.py --plan my.yaml` with any plan file. A run
+that was stopped goes on with `--resume`.
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import Checkpoint, save_checkpoint
+from checkpoint import Checkpoint, Progress, save_checkpoint
 from config import CHOICES, HERE, Config, UserError, load_config
 from data import encode, load_rows, topics_of
 from model import MultiTaskMiniLM, load_backbone
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -29,11 +29,12 @@ from weights import Weights, find_weights
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, ResolvedPlan, plot
 
 TASKS = ("topic", "sentiment")
+NOTHING = "this plan trains nothing: every parameter is frozen, the heads too; only evaluating"
 
 
 @dataclass
 class Run:
-    """What one run trains: the model under its plan, the optimizer (if any) and the data."""
+    """What one run trains: the model under its plan, the data, and what trains it (if anything)."""
 
     config: Config
     weights: Weights
@@ -42,13 +43,14 @@ class Run:
     model: MultiTaskMiniLM
     plan: FreezePlan
     applied: AppliedPlan
-    optimizer: torch.optim.Optimizer | None
     train: DataLoader[tuple[Tensor, ...]]
     test: DataLoader[tuple[Tensor, ...]]
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: LinearLR | None = None
 
 
 def prepare(config: Config, plan_file: Path) -> Run:
-    """Builds a run: data, model on pre-trained weights, plan applied, optimizer."""
+    """Builds a run: data, model on pre-trained weights, plan applied, optimizer, LR scheduler."""
     settings = config.training
     train_rows = load_rows(Path(config.data.train))
     topics = topics_of(train_rows, config.data.train)
@@ -67,18 +69,14 @@ def prepare(config: Config, plan_file: Path) -> Run:
     totals = {"steps_per_epoch": len(loader), "total_epochs": settings.epochs}
     plan = load_plan(plan_file, model, totals)
     applied = plan.apply(model, **totals)
-    return Run(
-        config,
-        weights,
-        topics,
-        tokenizer,
-        model,
-        plan,
-        applied,
-        make_optimizer(config, applied),
-        train=loader,
-        test=DataLoader(test, settings.batch_size),
-    )
+    # A generator of its own: evaluating draws nothing from the one that dropout draws from.
+    held_out = DataLoader(test, settings.batch_size, generator=torch.Generator())
+    run = Run(config, weights, topics, tokenizer, model, plan, applied, loader, held_out)
+    if ever_trainable(applied.resolved):
+        run.optimizer = make_optimizer(config, applied)
+        steps = settings.epochs * len(loader)
+        run.scheduler = LinearLR(run.optimizer, start_factor=1, end_factor=0, total_iters=steps)
+    return run
 
 
 def load_plan(path: Path, model: nn.Module, totals: dict[str, int]) -> FreezePlan:
@@ -96,20 +94,27 @@ def ever_trainable(resolved: ResolvedPlan) -> frozenset[str]:
     return frozenset().union(*(phase.trainable for phase in resolved.phases))
 
 
-def make_optimizer(config: Config, applied: AppliedPlan) -> torch.optim.Optimizer | None:
-    """Returns AdamW over what trains, with one lr for the backbone and one for the heads."""
+def make_optimizer(config: Config, applied: AppliedPlan) -> torch.optim.Optimizer:
+    """Returns AdamW over all that ever trains, with one lr for the backbone and one for the heads.
+
+    The groups are those of the whole plan, so no LR scheduler ever meets a new one. What the plan
+    changes in the course of training (an lr, a warm-up) happens inside the attached optimizer.
+    """
     settings, groups = config.optimizer, []
     rates = {"backbone": settings.lr, "cls_head": settings.head_lr, "sent_head": settings.head_lr}
     trained = ever_trainable(applied.resolved)
     for part, lr in rates.items():
         if any(name.startswith(f"{part}.") for name in trained):
             groups += applied.param_groups(part, lr=lr, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups) if groups else None
+    optimizer = torch.optim.AdamW(groups)
+    applied.attach(optimizer)
+    return optimizer
 
 
 def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
     """Trains one epoch on both tasks and returns the mean loss per task."""
     assert run.optimizer is not None
+    assert run.scheduler is not None
     totals = dict.fromkeys(TASKS, 0.0)
     run.model.train()
     batches = tqdm(run.train, description, leave=False)
@@ -122,6 +127,7 @@ def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
         run.optimizer.zero_grad()
         sum(losses).backward()
         run.optimizer.step()
+        run.scheduler.step()
         for task, loss in zip(TASKS, losses, strict=True):
             totals[task] += loss.item() * len(mask)
     return {task: total / len(run.train.dataset) for task, total in totals.items()}
@@ -156,76 +162,98 @@ def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]
     return (centre - spread) / scale, (centre + spread) / scale
 
 
-def fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Returns the sha256 of the bytes of each named parameter."""
-    parameters = dict(model.named_parameters())
-    return {
-        name: hashlib.sha256(parameters[name].detach().contiguous().numpy()).hexdigest()
-        for name in names
-    }
+def trainable(model: nn.Module) -> int:
+    """Returns the number of parameters that train now."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def train(run: Run) -> list[dict[str, Any]]:
-    """Trains all epochs, printing per-task loss and held-out accuracy after each; returns them."""
-    history = []
-    for epoch in range(run.config.training.epochs):
+def train(run: Run, progress: Progress) -> None:
+    """Trains the epochs that are not done yet; after each prints how it went and saves progress."""
+    for epoch in range(len(progress.epochs), run.config.training.epochs):
         start = time.perf_counter()
         losses = train_epoch(run, epoch, f"epoch {epoch}")
         seconds = time.perf_counter() - start
         scores = evaluate(run)
-        history.append({"epoch": epoch, "seconds": seconds, "train_loss": losses, "test": scores})
+        count = trainable(run.model)
+        progress.epochs.append(
+            {
+                "epoch": epoch,
+                "seconds": seconds,
+                "trainable": count,
+                "train_loss": losses,
+                "test": scores,
+            }
+        )
+        progress.save()
         report = ", ".join(
             f"{task}: loss {losses[task]:.3f}, held-out accuracy {scores[task]['accuracy']:.3f}"
             for task in TASKS
         )
-        print(f"epoch {epoch} ({seconds:.1f} s)  {report}")
-    return history
+        print(f"epoch {epoch} ({seconds:.1f} s, {count:,} parameters train)  {report}", flush=True)
 
 
-def execute(run: Run, output: Path) -> dict[str, Any]:
-    """Trains and evaluates a run, writes picture, metrics and checkpoint, returns the metrics."""
+def progress_of(run: Run, file: Path) -> Progress:
+    """Returns what a run saves in `file`, to be resumed from there."""
+    settings = dataclasses.asdict(run.config) | {"weights": {"sha256": run.weights.sha256}}
+    parts = {"plan": run.applied, "model": run.model}
+    if run.optimizer and run.scheduler:
+        parts |= {"optimizer": run.optimizer, "scheduler": run.scheduler}
+    generators = {"dropout": torch.default_generator, "order": run.train.generator}
+    return Progress(file, settings, parts, generators)
+
+
+def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
+    """Trains and evaluates a run, writes picture, metrics and checkpoint, returns the metrics.
+
+    Args:
+        run: the run, as `prepare` returned it.
+        output: where results go.
+        resume: go on from the progress that a stopped run left there.
+
+    Raises:
+        UserError: If there is no progress, or it is of a run with other settings.
+        FreezekitError: If it is of another plan, or a frozen tensor changed.
+    """
     resolved = run.applied.resolved
     print(run.weights)
     print(resolved.summary())
     output.mkdir(parents=True, exist_ok=True)
     plot.trainability(resolved).figure.savefig(output / "trainability.png", dpi=150)
 
-    trained = ever_trainable(resolved)
-    frozen = [row.name for row in resolved.rows if row.name not in trained]
-    before = fingerprints(run.model, frozen)
-    if run.optimizer is None:
-        print("this plan trains nothing: every parameter is frozen, the heads too; only evaluating")
-    history = train(run) if run.optimizer else []
-    scores = history[-1]["test"] if history else evaluate(run)
+    progress = progress_of(run, output / "progress.pt")
+    # The block begins before the resuming, with the weights that all training started from.
+    with run.applied.guard():
+        if resume:
+            progress.load()
+            print(f"resumed after epoch {len(progress.epochs) - 1}: {progress.file}")
+        if run.optimizer:
+            train(run, progress)
+        else:
+            print(NOTHING)
+    scores = progress.epochs[-1]["test"] if progress.epochs else evaluate(run)
     for task, score in scores.items():
         low, high = score["wilson_95"]
         interval = f"95 % Wilson interval {low:.3f} to {high:.3f}"
         print(f"{task}: held-out accuracy {score['accuracy']:.3f}, {interval}")
-    check_frozen(before, fingerprints(run.model, frozen))
+    frozen = len(resolved.rows) - len(ever_trainable(resolved))
+    print(f"frozen tensors: all {frozen} are bit-identical to the start")
 
     settings = dataclasses.asdict(run.config)
     metrics = {
         "config": settings,
         "plan": run.plan.to_dict(),
         "weights": {"origin": run.weights.origin, "sha256": run.weights.sha256},
-        "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "trainable": trainable(run.model),
         "parameters": sum(p.numel() for p in run.model.parameters()),
-        "epochs": history,
+        "epochs": progress.epochs,
         "test": scores,
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     checkpoint = Checkpoint(run.model, run.tokenizer, run.topics, run.plan.to_dict(), settings)
     save_checkpoint(output / "checkpoint", checkpoint)
+    progress.file.unlink(missing_ok=True)
     print(f"saved: trainability.png, metrics.json and checkpoint/ in {output}")
     return metrics
-
-
-def check_frozen(before: dict[str, str], after: dict[str, str]) -> None:
-    """Raises if a frozen tensor changed, and says so if none did."""
-    changed = [name for name in before if before[name] != after[name]]
-    if changed:
-        raise RuntimeError(f"{len(changed)} frozen tensors changed: {', '.join(sorted(changed))}")
-    print(f"frozen tensors: all {len(before)} are bit-identical to the start (sha256)")
 
 
 def find(path: Path) -> Path:
@@ -246,6 +274,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
     parser.add_argument("--model", type=Path, help="a folder with weights, instead of the config's")
     parser.add_argument("--output", type=Path, default=HERE / "outputs")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     options = parser.parse_args(arguments)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs is {options.epochs}; expected at least 1")
@@ -264,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = replace(config, model=replace(config.model, name=name), training=training)
         plan_file = find(options.plan) if options.plan else HERE / "plans" / f"{mode}.yaml"
         print(f"plan: {plan_file}")
-        execute(prepare(config, plan_file), HERE / options.output)
+        execute(prepare(config, plan_file), HERE / options.output, options.resume)
     except (UserError, FreezekitError) as error:
         sys.exit(f"error: {error}")
 

@@ -6,7 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsIndex, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -105,14 +105,16 @@ class AppliedPlan:
         self._steps.put_back()
         self._steps.check_complete()
         now, unit = self._now(epoch, step)
-        known = self._stalls.state_dict()
-        if metrics is not None and self.resolved.metrics:
-            self._stalls.observe(now, unit, metrics)
-        try:
+        if metrics is None or not self.resolved.metrics:
             self._move(now)
-        except FreezekitError:
-            self._stalls.load_state_dict(known)
-            raise
+        else:
+            known = self._stalls.state_dict()
+            try:
+                self._stalls.observe(now, unit, metrics)
+                self._move(now)
+            except FreezekitError:
+                self._stalls.load_state_dict(known)
+                raise
         self._clock = {"epoch": _whole(epoch), "step": _whole(step)}
 
     def _now(self, epoch: int | None, step: int | None) -> tuple[int, str]:
@@ -579,4 +581,7 @@ def _joined(waiting: Change, change: Change) -> Change:
 
 def _whole(clock: int | None) -> int | None:
     """Returns a clock as an int; None for one that is not, which the plan does not use then."""
-    return operator.index(clock) if isinstance(clock, SupportsIndex) else None
+    try:
+        return None if clock is None else operator.index(clock)
+    except TypeError:
+        return None

@@ -272,7 +272,9 @@ class Optimizers:
         if self._loaded:
             self.drop()
         for hooks, warm, at in self._ramps:
-            hooks.stand_ins[at] = hooks.stand_ins[at]._replace(value=warm.factor(step))
+            factor = warm.factor(step)
+            if factor != hooks.stand_ins[at].value:
+                hooks.stand_ins[at] = hooks.stand_ins[at]._replace(value=factor)
 
     def lrs(self) -> dict[str, float]:
         """Returns the lr of each group as its next step has it, 0 where all is frozen."""

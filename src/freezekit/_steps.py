@@ -112,13 +112,14 @@ class StepHooks:
         ]
         return any(map(_is_something, gradients)) and all(map(_is_finite, gradients))
 
-    def _clear(self, set_to_none: bool = True) -> None:
+    def _clear(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Stands in for the optimizer's `zero_grad`, which may end an accumulation window."""
         if self._zero_grad is not None:
-            self._zero_grad(set_to_none)
+            result = self._zero_grad(*args, **kwargs)
         else:
-            type(self.optimizer).zero_grad(self.optimizer, set_to_none)
+            result = type(self.optimizer).zero_grad(self.optimizer, *args, **kwargs)
         self._done()
+        return result
 
     def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         self._depth += 1

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from statistics import median
 from time import thread_time
+from typing import Any
 
+import pytest
 import torch
 
 from freezekit import FreezePlan
 
 from .test_resolve_speed import best_of_three
+
+Step = Callable[[], None]
 
 
 def mlp() -> torch.nn.Sequential:
@@ -20,9 +24,7 @@ def mlp() -> torch.nn.Sequential:
     return torch.nn.Sequential(*blocks)
 
 
-def step_of(model: torch.nn.Module) -> Callable[[], None]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+def step_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Step:
     inputs = torch.randn(32, 256)
 
     def step() -> None:
@@ -33,9 +35,9 @@ def step_of(model: torch.nn.Module) -> Callable[[], None]:
     return step
 
 
-def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
+def ratio(base: Step, other: Step) -> float:
     """Returns how long `other` takes beside `base`: medians of 900 turns each, taken in turn."""
-    times: dict[Callable[[], None], list[float]] = {base: [], other: []}
+    times: dict[Step, list[float]] = {base: [], other: []}
     for turn in range(1_000):
         for step in (base, other) if turn % 2 else (other, base):
             start = thread_time()
@@ -50,8 +52,63 @@ def test_a_step_costs_what_it_costs_with_hand_written_freezing() -> None:
     by_hand[:8].requires_grad_(False)
     by_hand[:8].eval()
     applied = FreezePlan().freeze("[:8]").apply(by_plan)
-    steps = [step_of(by_hand), step_of(by_plan)]
+    steps = [
+        step_of(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3))
+        for model in (by_hand, by_plan)
+    ]
     found = best_of_three(lambda: ratio(*steps), 1.01)
     print(f"a step costs {found:.4f} times one frozen by hand")
+    assert found <= 1.01
+    applied.release()
+
+
+SCHEDULED = (
+    FreezePlan()
+    .freeze("[:8]")
+    .unfreeze("[6:8]", lr_mult=0.1, warmup_steps=10, at_step=20)
+    .group("[8:]", lr_mult=0.5, at_step=40)
+    .freeze("[6]", at_step=60)
+    .unfreeze("[4:]", at_step=1_000_000)
+)
+NOW = 100
+
+
+@pytest.mark.parametrize("advances", [False, True], ids=["steady", "advancing"])
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {"weight_decay": 0.01})],
+    ids=["sgd", "adamw"],
+)
+def test_a_step_of_a_scheduled_plan_costs_what_it_costs_by_hand(
+    cls: type[torch.optim.Optimizer], options: dict[str, Any], advances: bool
+) -> None:
+    """With phases before and after, a warm-up that is over and a rate that acts: at most 1 % more.
+
+    By hand the same parameters are frozen, in the same groups at the rates that act. With
+    `advance` before every step, as a plan that counts in steps has it, and without.
+    """
+    by_hand, by_plan = mlp(), mlp()
+    frozen = by_hand[:7]
+    frozen.requires_grad_(False)
+    frozen.eval()
+    parts = [(by_hand[4:6], 1e-3), (by_hand[6], 1e-4), (by_hand[7], 1e-4), (by_hand[8:], 5e-4)]
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in parts]
+    plain = cls(groups, **options)
+    applied = SCHEDULED.apply(by_plan)
+    optimizer = applied.optimizer(cls, lr=1e-3, **options)
+    for step in (0, 20, 40, 60, NOW):
+        applied.advance(step=step)
+    assert [each.requires_grad for each in by_plan.parameters()] == [
+        each.requires_grad for each in by_hand.parameters()
+    ]
+    assert list(applied.lrs().values()) == [0.0, 0.0, 1e-4, 5e-4]
+    base, taken = step_of(by_hand, plain), step_of(by_plan, optimizer)
+
+    def advancing() -> None:
+        applied.advance(step=NOW)
+        taken()
+
+    found = best_of_three(lambda: ratio(base, advancing if advances else taken), 1.01)
+    print(f"a scheduled step costs {found:.4f} times one frozen by hand")
     assert found <= 1.01
     applied.release()
