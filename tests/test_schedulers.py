@@ -841,3 +841,18 @@ def test_an_optimizer_that_clears_gradients_in_its_own_way_still_does() -> None:
     applied.release()
     assert "zero_grad" not in vars(optimizer)
     assert optimizer.zero_grad(thoroughly=True) == "thoroughly"
+
+
+def test_looking_at_rates_inside_a_step_changes_none() -> None:
+    """`lrs` may be called by anything that runs inside a step, and says what acts there."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    applied = FreezePlan().group("weight", lr_mult=0.5, at_step=1).apply(model)
+    optimizer = applied.optimizer(torch.optim.SGD, lr=1.0)
+    applied.advance(step=1)
+    seen: list[dict[str, float]] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(applied.lrs()))
+    model.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    assert seen == [{"weight": 0.5}]
+    assert model.weight.item() == -0.5

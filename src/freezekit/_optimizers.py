@@ -278,11 +278,10 @@ class Optimizers:
 
     def lrs(self) -> dict[str, float]:
         """Returns the lr of each group as its next step has it, 0 where all is frozen."""
-        self.put_back()
         found: dict[str, float] = {}
         for each in self._attached:
             for index, group in enumerate(each.hooks.optimizer.param_groups):
-                rate = group["lr"]
+                rate = each.hooks.own(group, "lr")
                 for other in each.hooks.stand_ins:
                     if other.group == index and other.key == "lr":
                         rate = rate * other.value

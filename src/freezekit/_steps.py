@@ -93,6 +93,11 @@ class StepHooks:
         for keeper in self.keepers:
             keeper.after()
 
+    def own(self, group: dict[str, Any], key: str) -> Any:  # noqa: ANN401
+        """Returns what a param group has under a key itself, also in the middle of a step."""
+        saved = (value for other, name, value in self._saved if other is group and name == key)
+        return next(saved, group[key])
+
     def has_gradients(self) -> bool:
         """Returns whether gradients are gathered that no step has used yet.
 
