@@ -118,11 +118,12 @@ def covers(items: Sequence[Item], module: nn.Module | None, rest: Sequence[str])
 def meets_gap(items: Sequence[Item], all_items: Sequence[Item], path: list[nn.Module]) -> bool:
     """Returns whether an index reaches a child among some that are numbered with gaps.
 
-    Where the pattern already covers the module, an index on the way down decides nothing.
+    Where the pattern already covers all below the module, an index on the way down decides
+    nothing. One that ends in a class covers a module's own tensors only.
     """
     module = path[-1]
     here = [name for parent, name in zip(path, _names_of(path), strict=False)]
-    if not items or covers(all_items, path[0], here):
+    if not items or (all_items[-1].kind != "class" and covers(all_items, path[0], here)):
         return False
     item, after = items[0], items[1:]
     children = {name: child for name, child in module._modules.items() if child is not None}
