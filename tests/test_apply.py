@@ -473,6 +473,18 @@ def test_a_clock_that_is_missing_or_wrong_is_refused(clock: dict[str, Any], mess
     assert applied.phase.index == 0
 
 
+@pytest.mark.parametrize("clock", [2.0, True, None, -1])
+def test_a_wrong_clock_is_refused_where_nothing_is_due(clock: object) -> None:
+    """A number equal to a moment of the phase is no moment; nor does a released plan take one."""
+    applied = FreezePlan().freeze("blocks", until_epoch=1).apply(Net())
+    applied.advance(epoch=1)
+    with pytest.raises(PlanError):
+        applied.advance(epoch=clock)
+    applied.release()
+    with pytest.raises(FreezekitError, match="released"):
+        applied.advance(epoch=1)
+
+
 def test_clocks_the_plan_does_not_use_are_ignored() -> None:
     """A plan without moments takes any clock or none, one in epochs takes steps beside."""
     still = FreezePlan().freeze("blocks").apply(Net())

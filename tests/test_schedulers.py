@@ -794,6 +794,9 @@ def test_a_warm_up_counts_steps() -> None:
         applied.advance(step=at, epoch=at // 3)
         seen.append(applied.lrs()["low"])
     assert seen == [0, 0, 0, BASE / 2, BASE, BASE]
+    for at, rate in ((3, BASE / 2), (5, BASE), (3, BASE / 2)):  # past its end at once, and back
+        applied.advance(step=at)
+        assert applied.lrs()["low"] == rate
     with pytest.raises(PlanError, match=r"pass step=\.\.\."):
         applied.advance(epoch=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -69,6 +70,8 @@ class AppliedPlan:
         self._stalls = Stalls(resolved.metrics)
         self._drops = drops
         self._clock: dict[str, int | None] = {"epoch": None, "step": None}
+        self._by_step = resolved._cascade.time.unit == "step"
+        self._quiet = range(0)
         self._waiting = _NOTHING
         self._guards: WeakSet[Guard] = WeakSet()
         self._released = False
@@ -101,17 +104,22 @@ class AppliedPlan:
             FreezekitError: the plan was released, a part of the model was replaced, or the plan
                 needs an attached optimizer and has none.
         """
+        now = step if self._by_step else epoch
+        if type(now) is int and now in self._quiet and metrics is None:
+            self._clock = {"epoch": epoch, "step": step}
+            self._steps.put_back()
+            return
         self._check_live()
         self._steps.put_back()
         self._steps.check_complete()
-        now, unit = self._now(epoch, step)
+        at, unit = self._now(epoch, step)
         if metrics is None or not self.resolved.metrics:
-            self._move(now)
+            self._move(at)
         else:
             known = self._stalls.state_dict()
             try:
-                self._stalls.observe(now, unit, metrics)
-                self._move(now)
+                self._stalls.observe(at, unit, metrics)
+                self._move(at)
             except FreezekitError:
                 self._stalls.load_state_dict(known)
                 raise
@@ -146,7 +154,7 @@ class AppliedPlan:
             self._enter(phase, now, may_wait=may_wait)
         elif self._waiting is not _NOTHING:
             self._stepped()
-        self._steps.tick(now)
+        self._tick(now)
 
     def _enter(self, phase: Phase, now: int, *, may_wait: bool) -> None:
         change = self._writer.change(self.phase.index, phase.index)
@@ -339,7 +347,7 @@ class AppliedPlan:
         self._check_live()
         return {
             "version": _STATE_VERSION,
-            "clock": dict(self._clock),
+            "clock": {unit: _whole(at) for unit, at in self._clock.items()},
             "fingerprint": fingerprint(self.resolved),
             "plan": plan_text(self.resolved),
             "parameters": parameter_digest(self.resolved),
@@ -400,6 +408,7 @@ class AppliedPlan:
         self._steps.remove()
         self._writer.release()
         self._released = True
+        self._quiet = range(0)
         self._narrow_guards()
 
     def __enter__(self) -> Self:
@@ -426,7 +435,7 @@ class AppliedPlan:
         """Sets up the present phase anew for optimizers that were attached or state that came."""
         now = self._last()
         self._set_up(now)
-        self._steps.tick(now)
+        self._tick(now)
 
     def _set_up(self, now: int) -> None:
         """Sets up what the optimizers do in the present phase."""
@@ -434,6 +443,17 @@ class AppliedPlan:
         path = self.resolved._path(now, opened)
         self._steps.enter(self.phase, path, opened, waits=waits)
         self._steps.drop()
+
+    def _tick(self, now: int) -> None:
+        """Sets the warm-ups to a moment, and finds out when `advance` has nothing to do."""
+        self._steps.tick(now)
+        time, first = self.resolved._cascade.time, self._steps.warm_from()
+        waits = self._waiting is not _NOTHING or now < first or self._steps.lacking is not None
+        if waits or time.unit is None or time.metrics or self._drops:
+            self._quiet = range(0)
+        else:
+            end = sys.maxsize if self.phase.end is None else self.phase.end
+            self._quiet = range(max(self.phase.start, first), end)
 
     def _narrow_guards(self) -> None:
         """Takes what is not frozen any more out of every guard."""

@@ -95,7 +95,7 @@ class Optimizers:
         self._loaded = False
         self._phase = resolved.phases[0]
         self._earlier: set[int] = set()
-        self._ramps: list[tuple[StepHooks, Ramp, int]] = []
+        self._ramps: list[tuple[StepHooks, list[StandIn], list[Ramp]]] = []
         self._keepers: list[RowKeeper] = []
         outcomes = resolved._outcomes
         self._acting = {n for n, outcome in enumerate(outcomes) if changes(outcome)}
@@ -221,14 +221,15 @@ class Optimizers:
         for each in self._attached:
             hooks = each.hooks
             hooks.put_back()
-            hooks.stand_ins = []
+            settled: list[StandIn] = []
+            ramps: list[Ramp] = []
             for index, outcome, base in each.acting:
                 defaults = hooks.optimizer.defaults
-                hooks.stand_ins += stand_ins(index, outcome, phase.index, base, defaults)
-                warm = ramp(index, outcome, path, opened)
-                if warm is not None:
-                    self._ramps.append((hooks, warm, len(hooks.stand_ins)))
-                    hooks.stand_ins.append(StandIn(index, "lr", 1.0, multiplies=True))
+                settled += stand_ins(index, outcome, phase.index, base, defaults)
+                ramps += ramp(index, outcome, path, opened)
+            hooks.stand_ins = settled
+            if ramps:
+                self._ramps.append((hooks, settled, ramps))
             hooks.keepers = self._row_keepers(each.partial)
             self._keepers += hooks.keepers
 
@@ -271,10 +272,15 @@ class Optimizers:
         """Sets the warm-up factors for a step, and drops state that was loaded meanwhile."""
         if self._loaded:
             self.drop()
-        for hooks, warm, at in self._ramps:
-            factor = warm.factor(step)
-            if factor != hooks.stand_ins[at].value:
-                hooks.stand_ins[at] = hooks.stand_ins[at]._replace(value=factor)
+        for hooks, settled, ramps in self._ramps:
+            factors = [(each.group, each.factor(step)) for each in ramps]
+            warm = [StandIn(group, "lr", each, True) for group, each in factors if each < 1]
+            hooks.stand_ins = settled + warm
+
+    def warm_from(self) -> int:
+        """Returns the first step after all warm-ups of the present phase."""
+        ends = [each.start + each.steps for _, _, ramps in self._ramps for each in ramps]
+        return max(ends, default=0)
 
     def lrs(self) -> dict[str, float]:
         """Returns the lr of each group as its next step has it, 0 where all is frozen."""
@@ -294,7 +300,8 @@ class Optimizers:
     def put_back(self) -> None:
         """Puts back what steps that raised have left."""
         for each in self._attached:
-            each.hooks.put_back()
+            if each.hooks.inside:
+                each.hooks.put_back()
 
     def gathers(self) -> bool:
         """Returns whether gradients are gathered that no step has used yet."""

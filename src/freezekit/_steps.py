@@ -41,11 +41,13 @@ class StepHooks:
 
     The step of a subclass that calls its base class's runs every hook twice, nested: only the
     outermost pair acts. A step that raises runs no post hook: what it left is put back by the next
-    pre hook or by `put_back`.
+    pre hook or by `put_back`. A compiled step calls them as they are: traced, a value that was
+    saved is read again after it was written.
 
     Attributes:
         stand_ins: what differs from the groups' own values now.
         keepers: what else must be put back.
+        inside: how many nested steps are under way, or were when one raised.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, done: Callable[[], None]) -> None:
@@ -60,14 +62,17 @@ class StepHooks:
         self.keepers: list[RowKeeper] = []
         self._done = done
         self._saved: list[tuple[dict[str, Any], str, Any]] = []
-        self._depth = 0
+        self.inside = 0
         self._witness: torch.Tensor | None = None
         self._used: tuple[weakref.ref[torch.Tensor], int] | None = None
         self._zero_grad = optimizer.__dict__.get("zero_grad")
-        optimizer.__dict__["zero_grad"] = self._clear
+        self._clears, before, after = map(
+            torch.compiler.disable, (self._clear, self._before, self._after)
+        )
+        optimizer.__dict__["zero_grad"] = self._clears
         self._handles = (
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
             optimizer.register_state_dict_pre_hook(lambda _: self.put_back()),
         )
 
@@ -76,14 +81,14 @@ class StepHooks:
         self.put_back()
         for handle in self._handles:
             handle.remove()
-        if self.optimizer.__dict__.get("zero_grad") == self._clear:
+        if self.optimizer.__dict__.get("zero_grad") is self._clears:
             del self.optimizer.__dict__["zero_grad"]
             if self._zero_grad is not None:
                 self.optimizer.__dict__["zero_grad"] = self._zero_grad
 
     def put_back(self) -> None:
         """Puts back what a step that raised has left."""
-        self._depth = 0
+        self.inside = 0
         while self._saved:
             group, key, value = self._saved.pop()
             if value is _ABSENT:
@@ -127,11 +132,12 @@ class StepHooks:
         return result
 
     def _before(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        self._depth += 1
-        if 1 < self._depth <= _levels(optimizer):
-            return
-        self.put_back()
-        self._depth = 1
+        self.inside += 1
+        if self.inside > 1:
+            if self.inside <= _levels(optimizer):
+                return
+            self.put_back()
+            self.inside = 1
         for index, key, value, multiplies in self.stand_ins:
             group = optimizer.param_groups[index]
             own = group.get(key, _ABSENT)
@@ -141,8 +147,8 @@ class StepHooks:
             keeper.before()
 
     def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        self._depth -= 1
-        if self._depth > 0:
+        self.inside -= 1
+        if self.inside > 0:
             return
         self.put_back()
         self._note_used()
@@ -266,8 +272,8 @@ def ramp(
     outcome: Outcome,
     path: Sequence[tuple[int, int]],
     opened: Sequence[int],
-) -> Ramp | None:
-    """Returns the warm-up of a param group in the last phase of a path, if it has one.
+) -> Iterator[Ramp]:
+    """Yields the warm-up of a param group in the last phase of a path, if it has one.
 
     Args:
         group: index of the group.
@@ -277,7 +283,7 @@ def ramp(
     """
     now = outcome.decisions[path[-1][1]]
     if not now.trainable or now.warmup_steps is None or now.warmup_from is None:
-        return None
+        return
     start = path[-1][0]
     for begins, phase in reversed(path):
         if not outcome.decisions[phase].trainable:
@@ -285,7 +291,7 @@ def ramp(
         start = begins
     opens, stalls = now.warmup_from
     rule_start = max(opens, opened[stalls - 1]) if stalls else opens
-    return Ramp(group, max(start, rule_start), now.warmup_steps)
+    yield Ramp(group, max(start, rule_start), now.warmup_steps)
 
 
 def _levels(optimizer: torch.optim.Optimizer) -> int:

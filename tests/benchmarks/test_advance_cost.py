@@ -9,7 +9,7 @@ import torch
 
 from freezekit import AppliedPlan, FreezePlan
 
-from .test_resolve_speed import best_of_three
+from .test_resolve_speed import best_of
 
 
 def tree(parameters: int) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def test_a_transition_costs_what_it_writes(large: torch.nn.Module, attached: boo
             print(f"to {way}: {cost:.2f} us a parameter, by hand {bare:.2f}")
         return max(median(found) / median(loops[way]) for way, found in times.items())
 
-    found = best_of_three(measure, 6.0)
+    found = best_of(measure, 6.0)
     applied.release()
     assert found <= 6.0
 
@@ -120,4 +120,4 @@ def test_a_call_with_nothing_due_costs_microseconds_whatever_the_size(
         assert costs[1] < 2 * costs[0] + 5e-6
         return max(costs)
 
-    assert best_of_three(measure, 20e-6) <= 20e-6
+    assert best_of(measure, 20e-6) <= 20e-6

@@ -11,7 +11,7 @@ from torch import nn
 from freezekit import FreezePlan
 from freezekit._digest import digest
 
-from .test_resolve_speed import best_of_three
+from .test_resolve_speed import best_of
 
 
 def seconds(work: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def test_the_digest_is_as_fast_as_memory(mebibytes: int, most: float) -> None:
         return ours / theirs
 
     against(words.sum, "sum")
-    found = best_of_three(lambda: against(lambda: there.copy_(tensor), "copy"), most)
+    found = best_of(lambda: against(lambda: there.copy_(tensor), "copy"), most)
     hashed = against(lambda: hashlib.blake2b(tensor.numpy()), "BLAKE2b")
     assert found <= most
     assert hashed <= 0.5
@@ -73,7 +73,7 @@ def test_a_guard_of_a_small_transformer_costs_tens_of_milliseconds() -> None:
         print(f"{flat.nbytes / 1e6:.0f} MB: {1e3 * ours:.0f} ms, {ours / theirs:.1f} copies")
         return ours / theirs
 
-    assert best_of_three(measure, 12) <= 12
+    assert best_of(measure, 12) <= 12
 
 
 def test_many_small_tensors_cost_microseconds_each() -> None:
@@ -88,4 +88,4 @@ def test_many_small_tensors_cost_microseconds_each() -> None:
         print(f"{1e2 * ours:.1f} us each, {ours / theirs:.1f} times a clone")
         return 1e2 * ours
 
-    assert best_of_three(measure, 30) <= 30
+    assert best_of(measure, 30) <= 30
