@@ -18,6 +18,8 @@ from freezekit import FreezekitError, FreezePlan, FrozenChangedError, _digest
 from freezekit._digest import NO_CONTENT, digest
 from freezekit._guard import Guard, likely_cause
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = [
     torch.bool,
     torch.uint8,
@@ -37,15 +39,6 @@ DTYPES = [
 LARGE = 1 << 18  # bytes; twice what is hashed as it is
 ROW = _digest._COLUMNS
 WEIGHTS = [*memoryview(_digest._weights()).cast("I")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Gives torch one thread: what is small is done sooner by one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(dtype: torch.dtype, size: int, seed: int = 0) -> torch.Tensor:
@@ -252,12 +245,13 @@ def test_the_sums_are_those_of_the_definition(rows: int) -> None:
     assert [each % (1 << 32) for each in across.tolist()] == [sum(r) % (1 << 32) for r in grid]
 
 
-@pytest.mark.parametrize("size", [1, 16, 512, 4_096])
+@pytest.mark.parametrize("rows", [1_000, _digest._BLOCK_ROWS + 1_000])
+@pytest.mark.parametrize("size", [16, 320, 512, 4_096])
 def test_the_size_of_the_pieces_makes_no_difference(
-    size: int, monkeypatch: pytest.MonkeyPatch
+    rows: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that takes more rows at a time comes to the same digest."""
-    tensor = drawn(torch.float32, 4 * ROW * 1_000 + 12)
+    """A device that takes more rows at a time comes to the same digest, in each block."""
+    tensor = drawn(torch.float32, 4 * ROW * rows + 12)
     before = digest(tensor)
     monkeypatch.setattr(_digest, "_piece_rows", lambda words: size)
     assert digest(tensor) == before
@@ -269,7 +263,10 @@ def test_the_number_of_threads_makes_no_difference(threads: int) -> None:
     tensor = drawn(torch.float32, 1 << 24)
     before = digest(tensor)
     torch.set_num_threads(threads)
-    assert digest(tensor) == before
+    try:
+        assert digest(tensor) == before
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

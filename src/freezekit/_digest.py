@@ -82,19 +82,18 @@ def _sums(words: torch.Tensor) -> Iterator[torch.Tensor]:
     """
     size = _piece_rows(words)
     columns = words.new_empty(2, size, _COLUMNS)
-    lower, upper, scratch = columns[0], columns[1], words.new_empty(size, _COLUMNS)
+    scratch = words.new_empty(size, _COLUMNS)
     table = torch.frombuffer(_weights(), dtype=torch.int32).to(words.device).unsqueeze(1)
     for block in torch.split(words, _BLOCK_ROWS):
         rows = words.new_empty(len(block))
         columns.zero_()
         parts = (torch.split(each, size) for each in (block, table[: len(block)], rows))
         for piece, weights, sums in zip(*parts, strict=True):
-            if len(piece) < size:
-                lower, upper, scratch = (each[: len(piece)] for each in (lower, upper, scratch))
+            (lower, upper), high = columns[:, : len(piece)], scratch[: len(piece)]
             torch.sum(piece, 1, dtype=torch.int32, out=sums)
             lower.addcmul_(piece, weights)
-            torch.bitwise_right_shift(piece, 16, out=scratch)
-            upper.addcmul_(scratch, weights)
+            torch.bitwise_right_shift(piece, 16, out=high)
+            upper.addcmul_(high, weights)
         yield columns.sum(1, dtype=torch.int32)
         yield rows
 
