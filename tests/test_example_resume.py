@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,14 @@ from checkpoint import Progress
 from config import HERE, load_config
 from weights import MINILM, find_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
 EPOCHS = 4
 
 
 class StoppedError(Exception):
     """Stands for whatever ends a run from outside."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Computes in one thread: for so small a model a second one only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

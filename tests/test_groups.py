@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimizers import DENSE
 from torch import nn
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, PatternError, PlanError
@@ -256,15 +257,6 @@ def test_group_names_are_unique() -> None:
     assert len(names) == len(set(names)) == 3
     assert all(name.startswith("layers") for name in names)
 
-
-DENSE = sorted(
-    name
-    for name, cls in vars(torch.optim).items()
-    if inspect.isclass(cls)
-    and issubclass(cls, torch.optim.Optimizer)
-    and cls is not torch.optim.Optimizer
-    and name not in ("LBFGS", "SparseAdam", "Muon")
-)
 
 DECAYS = {
     name

@@ -4,34 +4,21 @@ import copy
 import inspect
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimizers import OPTIMIZERS
 from torch import nn
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, FrozenChangedError, PlanError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT = 8
-OPTIMIZERS = sorted(
-    name
-    for name, cls in vars(torch.optim).items()
-    if inspect.isclass(cls)
-    and issubclass(cls, torch.optim.Optimizer)
-    and cls not in (torch.optim.Optimizer, torch.optim.LBFGS)
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Gives torch one thread: what is multiplied here is tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):

@@ -16,12 +16,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from optimizers import OPTIMIZERS
 from reference import ContradictionError, NoMatchError, Reference
 from strategies import Case, cases
 from torch import nn
 from torch.optim import lr_scheduler
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, PlanError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BASE = 0.05
 STEPS = 15
@@ -49,24 +52,6 @@ def factor(part: str, step: int) -> float:
     if step < 3 or step in (9, 10):
         return 0.0
     return min(1.0, (step - (3 if step < 9 else 11) + 1) / 4)
-
-
-OPTIMIZERS = sorted(
-    name
-    for name, cls in vars(torch.optim).items()
-    if inspect.isclass(cls)
-    and issubclass(cls, torch.optim.Optimizer)
-    and cls not in (torch.optim.Optimizer, torch.optim.LBFGS)
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Gives torch one thread: what is multiplied here is tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def options_of(name: str) -> dict[str, float]:

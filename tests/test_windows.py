@@ -6,7 +6,7 @@ what opens waits for the optimizer's next step.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,33 +14,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from optimizers import DENSE
 from reference import ContradictionError, NoMatchError, Reference
 from strategies import WIDTH, Case, DrawnRule, Item, Pattern, cases
 from torch import nn
 
 from freezekit import AppliedPlan, FreezePlan
 
-DENSE = sorted(
-    name
-    for name, cls in vars(torch.optim).items()
-    if inspect.isclass(cls)
-    and issubclass(cls, torch.optim.Optimizer)
-    and cls is not torch.optim.Optimizer
-    and name not in ("LBFGS", "SparseAdam", "Muon")
-)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MOMENTS = 20
 """How many moments hold all that `cases` draws."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Gives torch one thread: what is multiplied here is tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
