@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -62,9 +63,6 @@ class Mark:
         return vars(self) | {"live": False}
 
 
-Place: TypeAlias = tuple[dict[str, torch.nn.Parameter | None], str]
-"""A module's table of parameters and a name in it."""
-
 Edge: TypeAlias = tuple[Mapping[str, torch.nn.Module | None], str, int]
 """A module's table of children, a name in it, and the row of the module that stands there."""
 
@@ -101,16 +99,14 @@ class Writer:
         self._modes = [module.training for module in modules]
         tree = resolved._tree
         self._leaves = [
-            name[len(tree.prefixes[owner]) :]
+            sys.intern(name[len(tree.prefixes[owner]) :])
             for name, owner in zip(tree.names, tree.owners, strict=True)
         ]
-        self._places: list[Place] = [
-            (modules[owner]._parameters, leaf)
-            for owner, leaf in zip(tree.owners, self._leaves, strict=True)
-        ]
-        self._tables = [module.__dict__ for module in modules]
-        self._plain = [_is_plain(module) for module in modules]
-        self._holds: dict[int, Hold] = {}
+        self._tables = [modules[owner]._parameters for owner in tree.owners]
+        self._dicts = [module.__dict__ for module in modules]
+        self._special = {row for row, module in enumerate(modules) if not _is_plain(module)}
+        self._special.add(0)
+        self._holds: list[Hold | None] = [None] * len(modules)
         self._rows: list[list[int]] = [[] for _ in resolved._outcomes]
         for row, outcome in enumerate(resolved._outcome_ids):
             self._rows[outcome].append(row)
@@ -119,7 +115,7 @@ class Writer:
     def start(self) -> None:
         """Marks the model and carries out the first phase. Everything was checked."""
         tree, resolved = self._resolved._tree, self._resolved
-        self._let_go(range(len(self.modules)), restore=True)
+        self._let_go_special(range(len(self.modules)), restore=True)
         self._modes = [module.training for module in self.modules]
         flags: dict[int, dict[str, bool]] = {0: {}}
         for row, flag in enumerate(tree.flags):
@@ -176,7 +172,7 @@ class Writer:
             while row not in known:
                 known.add(row)
                 parent = tree.parents[row]
-                leaf = tree.prefixes[row][len(tree.prefixes[parent]) : -1]
+                leaf = sys.intern(tree.prefixes[row][len(tree.prefixes[parent]) : -1])
                 edges.append((self.modules[parent]._modules, leaf, row))
                 row = parent
         return edges
@@ -204,42 +200,59 @@ class Writer:
         Raises:
             FreezekitError: a parameter is gone or cannot be written; nothing is written then.
         """
-        opening, closing = self._parameters(change.unfreeze), self._parameters(change.freeze)
-        self._set_flags(change.unfreeze, opening, True)
+        self._open(change.unfreeze)
         try:
-            self._set_flags(change.freeze, closing, False)
+            self._close(change.freeze)
         except FreezekitError:
-            self._set_flags(change.unfreeze, opening, False)
+            for row in change.unfreeze:
+                self.parameter(row).requires_grad = False
             raise
-        for parameter in closing:
-            parameter.grad = None
-        self._let_go(change.let_go, restore=False)
+        self._let_go(change.let_go)
         self._hold(change.hold)
 
-    def _parameters(self, rows: Sequence[int]) -> list[torch.nn.Parameter]:
-        found = [table.get(leaf) for table, leaf in map(self._places.__getitem__, rows)]
-        kept = [parameter for parameter in found if parameter is not None]
-        if len(kept) < len(found):
-            self.parameter(next(row for row, each in zip(rows, found, strict=True) if each is None))
-        return kept
-
-    def _set_flags(
-        self, rows: Sequence[int], parameters: Sequence[torch.nn.Parameter], flag: bool
-    ) -> None:
-        done = 0
+    def _open(self, rows: Sequence[int]) -> None:
+        """Lets parameters train; all of them or none."""
+        tables, leaves = self._tables, self._leaves
+        row = -1
         try:
-            for parameter in parameters:
-                parameter.requires_grad = flag
-                done += 1
-        except RuntimeError:
-            for parameter in parameters[:done]:
-                parameter.requires_grad = not flag
-            name = self._resolved._tree.names[rows[done]]
-            check_writable(name, parameters[done])
-            raise FreezekitError(
-                f"{name!r} is {parameters[done].dtype} since the plan was applied and cannot "
-                "train; release the plan and apply it again"
-            ) from None
+            for row in rows:
+                tables[row][leaves[row]].requires_grad = True  # type: ignore[union-attr]
+        except (KeyError, AttributeError, RuntimeError):
+            for done in rows[: rows.index(row)]:
+                self.parameter(done).requires_grad = False
+            raise self._unwritable(row) from None
+
+    def _close(self, rows: Sequence[int]) -> None:
+        """Freezes parameters and clears their gradients; all of them or none."""
+        tables, leaves = self._tables, self._leaves
+        cleared: list[tuple[torch.Tensor, torch.Tensor]] = []
+        row = -1
+        try:
+            for row in rows:
+                parameter: Any = tables[row][leaves[row]]
+                parameter.requires_grad = False
+                grad = parameter.grad
+                if grad is not None:
+                    cleared.append((parameter, grad))
+                    parameter.grad = None
+        except (KeyError, AttributeError, RuntimeError):
+            for done in rows[: rows.index(row)]:
+                self.parameter(done).requires_grad = True
+            for parameter, grad in cleared:
+                parameter.grad = grad
+            raise self._unwritable(row) from None
+
+    def _unwritable(self, row: int) -> FreezekitError:
+        """Returns what is wrong with a parameter that could not be written."""
+        try:
+            parameter, name = self.parameter(row), self._resolved._tree.names[row]
+            check_writable(name, parameter)
+        except FreezekitError as error:
+            return error
+        return FreezekitError(
+            f"{name!r} is {parameter.dtype} since the plan was applied and cannot train; release "
+            "the plan and apply it again"
+        )
 
     def release(self) -> None:
         """Gives the model back as it was; passes over what is gone meanwhile."""
@@ -249,14 +262,13 @@ class Writer:
             parameter = self.find(row)
             if ruled[outcome] and parameter is not None:
                 parameter.requires_grad = resolved._tree.flags[row]
-        self._let_go(range(len(self.modules)), restore=True)
+        self._let_go_special(range(len(self.modules)), restore=True)
         for module in self.modules:
             module.__dict__.pop(MARK, None)
 
     def find(self, row: int) -> torch.nn.Parameter | None:
         """Finds a parameter by module and name."""
-        table, leaf = self._places[row]
-        return table.get(leaf)
+        return self._tables[row].get(self._leaves[row])
 
     def finder(self, row: int) -> Callable[[], torch.nn.Parameter]:
         """Returns what finds one parameter."""
@@ -278,20 +290,22 @@ class Writer:
 
     def _hold(self, rows: Sequence[tuple[int, bool]]) -> None:
         """Holds modules in eval, or in train mode without dropout where told to."""
-        special = []
+        dicts, holds, special = self._dicts, self._holds, self._special
+        rest = []
         for row, train in rows:
-            table = self._tables[row]
-            if self._plain[row] and "train" not in table:
-                hold = self._holds.get(row)
-                if hold is None:
-                    hold = self._holds[row] = Hold(self.modules[row], False, self._modes[row])
-                hold.asked = None
-                table["train"] = hold
-                table["training"] = False
-            else:
-                special.append((row, train))
-        if special:
-            self._hold_special(special, [row for row, _ in rows])
+            table = dicts[row]
+            if row in special or "train" in table:
+                rest.append((row, train))
+                continue
+            hold = holds[row]
+            if hold is None:
+                hold = holds[row] = Hold(self.modules[row], False, self._modes[row])
+            hold.asked = None
+            table["train"] = hold
+            table["training"] = False
+        if rest:
+            special.update(row for row, _ in rest)
+            self._hold_special(rest, [row for row, _ in rows])
 
     def _hold_special(self, rows: Sequence[tuple[int, bool]], all_rows: Sequence[int]) -> None:
         """Holds modules with a `train` of their own, with a hold already, or in train mode."""
@@ -312,23 +326,31 @@ class Writer:
         for hold, mode in zip(holds, asked, strict=True):
             hold.asked = mode
 
-    def _let_go(self, rows: Iterable[int], *, restore: bool) -> None:
-        """Takes holds away, parents first.
+    def _let_go(self, rows: Sequence[int]) -> None:
+        """Takes holds away, parents first: a module takes its parent's mode."""
+        if not self._special.isdisjoint(rows):
+            self._let_go_special(rows, restore=False)
+            return
+        dicts, parents = self._dicts, self._resolved._tree.parents
+        for row in rows:
+            table = dicts[row]
+            if isinstance(table.get("train"), Hold):
+                del table["train"]
+                table["training"] = dicts[parents[row]]["training"]
+
+    def _let_go_special(self, rows: Iterable[int], *, restore: bool) -> None:
+        """Takes holds away where switching the mode may do more than write it.
 
         A module takes its parent's mode, or, to `restore`, the mode it had before if nobody
         switched since. Below a class with a `train` of its own, that one decides.
         """
-        tables, plain = self._tables, self._plain
+        dicts, special = self._dicts, self._special
         holds: list[tuple[int, Hold]] = []
         for row in rows:
-            table = tables[row]
-            hold = table.get("train")
+            hold = dicts[row].get("train")
             if isinstance(hold, Hold):
                 holds.append((row, hold))
-                if plain[row] and hold.replaced is None:
-                    del table["train"]
-                else:
-                    hold.remove()
+                hold.remove()
         parents, settled = self._resolved._tree.parents, set[int]()
         for row, hold in holds:
             parent = parents[row]
@@ -339,9 +361,9 @@ class Writer:
                 settled.add(row)
                 continue
             else:
-                mode = tables[parent]["training"]
-            if plain[row]:
-                tables[row]["training"] = mode
+                mode = dicts[parent]["training"]
+            if row not in special:
+                dicts[row]["training"] = mode
                 continue
             _set_mode(hold.module, mode)
             if not kept and _has_own_train(hold.module):
