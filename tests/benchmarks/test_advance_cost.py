@@ -42,7 +42,7 @@ def large() -> torch.nn.Module:
 
 @pytest.mark.parametrize("attached", [False, True], ids=["bare", "attached"])
 def test_a_transition_costs_what_it_writes(large: torch.nn.Module, attached: bool) -> None:
-    """Beside a loop that finds and writes the same flags, gradients and modes: a few times that.
+    """Beside a loop that finds and writes the same flags, gradients and modes: up to 2.5 times that.
 
     The loop knows where everything stands and checks nothing.
     """
@@ -80,9 +80,9 @@ def test_a_transition_costs_what_it_writes(large: torch.nn.Module, attached: boo
             print(f"to {way}: {cost:.2f} us a parameter, by hand {bare:.2f}")
         return max(median(found) / median(loops[way]) for way, found in times.items())
 
-    found = best_of(measure, 6.0)
+    found = best_of(measure, 2.5)
     applied.release()
-    assert found <= 6.0
+    assert found <= 2.5
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
