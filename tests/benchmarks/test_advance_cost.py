@@ -42,7 +42,7 @@ def large() -> torch.nn.Module:
 
 @pytest.mark.parametrize("attached", [False, True], ids=["bare", "attached"])
 def test_a_transition_costs_what_it_writes(large: torch.nn.Module, attached: bool) -> None:
-    """Beside a loop that finds and writes the same flags, gradients and modes: up to 2.5 times that.
+    """Beside a loop that finds and writes the same flags, gradients and modes: up to 2.5 times.
 
     The loop knows where everything stands and checks nothing.
     """
