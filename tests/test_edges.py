@@ -114,6 +114,43 @@ def test_a_transition_checks_before_it_writes() -> None:
     assert applied.phase.index == 0
 
 
+def test_a_transition_that_fails_puts_flags_and_gradients_back() -> None:
+    """A tensor that is gone when others freeze: those still train, with what they gathered."""
+    model = model_of(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(2, 2))
+    plan = FreezePlan().freeze("a", "b", at_epoch=1).freeze("c", until_epoch=1)
+    applied = plan.apply(model)
+    grads = [torch.ones(2, 2), torch.ones(2)]
+    model.a.weight.grad, model.a.bias.grad = grads
+    model.b.bias = None
+    with pytest.raises(FreezekitError, match=r"'b.bias' is gone"):
+        applied.advance(epoch=1)
+    assert all(parameter.requires_grad for parameter in model.a.parameters())
+    assert model.b.weight.requires_grad
+    assert model.a.weight.grad is grads[0]
+    assert model.a.bias.grad is grads[1]
+    assert not any(parameter.requires_grad for parameter in model.c.parameters())
+    assert applied.phase.index == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_train_of_the_users_own_on_one_module_comes_back(early: bool) -> None:
+    """It is taken over while the module is frozen, whether set before apply or since."""
+    model = model_of(a=nn.Linear(2, 2), b=nn.Linear(2, 2))
+    calls: list[bool] = []
+    if early:
+        model.a.train = calls.append
+    applied = FreezePlan().freeze("a", at_epoch=1, until_epoch=2).apply(model)
+    if not early:
+        model.a.train = calls.append
+    for epoch in (1, 2):
+        applied.advance(epoch=epoch)
+    model.train()
+    assert calls[-1:] == [True]
+    assert model.a.train == calls.append
+    applied.release()
+    assert model.a.train == calls.append
+
+
 @pytest.mark.parametrize("taken", ["lm", "body"])
 def test_taking_one_name_of_a_tied_tensor_away_never_freezes_it_silently(taken: str) -> None:
     """Excluding the canonical name excludes the tensor; excluding only another is an error."""
