@@ -31,6 +31,7 @@ from transformers import (
 
 from freezekit import PlanError
 from freezekit._automaton import Automaton
+from freezekit._layering import Layering
 from freezekit._layers import infer_layers, layer_ids
 from freezekit._names import walk
 
@@ -528,8 +529,8 @@ def test_modules_are_the_largest_that_lie_in_the_layer(tree: Tree) -> None:
 def test_layer_ids_are_those_of_the_layers(tree: Tree) -> None:
     """The resolver's view, an index per parameter, is the same division."""
     model = tree.build()
-    walked = walk(model, Automaton([], [])).tree
-    found = dict(zip(walked.names, layer_ids(walked), strict=True))
+    walked = walk(model, Automaton([], []))
+    found = dict(zip(walked.tree.names, layer_ids(walked, Layering())[0], strict=True))
     layers = infer_layers(model)
     assert found == {name: layer.index for layer in layers for name in layer.parameter_names}
 

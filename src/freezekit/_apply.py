@@ -17,11 +17,12 @@ from ._cascade import Decision
 from ._glob import parse
 from ._groups import group_rules
 from ._guard import Guard, likely_cause
+from ._matches import check_matches
 from ._metrics import Stalls
 from ._names import MARK, Walk, walk
 from ._optimizers import LBFGS, Optimizers
 from ._plan import FreezePlan
-from ._resolve import bind, check_matches
+from ._resolve import bind
 from ._resolved import Phase, ResolvedPlan
 from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from ._automaton import Automaton
+from ._matches import Selection
 from ._names import Alias, Tree
 from ._rules import Pairs, Rule
 from ._timeline import Entry, Timeline
@@ -68,28 +68,6 @@ class Outcome(NamedTuple):
         return Outcome(
             tuple(self.histories[k] for k in cells), tuple(self.decisions[k] for k in cells)
         )
-
-
-class Selection:
-    """Which rules of a plan select what, by the patterns that match."""
-
-    def __init__(self, rules: Sequence[Rule], automaton: Automaton) -> None:
-        """Lays out the patterns of each rule."""
-        self._accepts = automaton.accepts
-        self._patterns: list[list[tuple[int, bool]]] = []
-        identifier = 0
-        for rule in rules:
-            ids = range(identifier, identifier + len(rule.patterns))
-            self._patterns.append([(i, automaton.patterns[i].negated) for i in ids])
-            identifier += len(rule.patterns)
-
-    def selects(self, source: int, accept: int) -> bool | None:
-        """Returns whether a rule selects, takes away (False) or does not reach (None)."""
-        matched, selected = self._accepts[accept], None
-        for identifier, negated in self._patterns[source]:
-            if identifier in matched:
-                selected = not negated
-        return selected
 
 
 class Cascade:

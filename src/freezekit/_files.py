@@ -8,13 +8,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ._layering import Layering
 from ._plan import VERSION
 from ._rules import Rule
 from ._verbs import PROPERTIES, VERBS, checked_properties, did_you_mean
 from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
 
-_KEYS = ("version", "rules", "allow_all_frozen")
+_KEYS = ("version", "rules", "allow_all_frozen", "layers")
 _TEXTS = ("rows", "frozen_mode", "order", "top")
 _VERSION_LINES = {".toml": f"version = {VERSION}", ".json": f'"version": {VERSION}'}
 
@@ -98,7 +99,17 @@ def plan_arguments(data: object, source: str) -> dict[str, Any]:
     return {
         "rules": tuple(_rule(rule, f"{source}, rule {at}") for at, rule in enumerate(rules, 1)),
         "allow_all_frozen": allow,
+        "layers": _layering(data.get("layers", {}), source),
     }
+
+
+def _layering(data: object, source: str) -> Layering:
+    try:
+        if data is None:
+            raise PlanError("layers has no value; give it one or leave it out")
+        return Layering.read(data)
+    except PlanError as error:
+        raise type(error)(f"{source}: {error}") from None
 
 
 def _mapping(data: object, source: str) -> Mapping[str, Any]:

@@ -6,17 +6,24 @@ before them is the stem, what comes after them the head.
 
 from __future__ import annotations
 
-from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, Self
 
 import torch
 
 from ._automaton import Automaton
-from ._names import Tree, walk
-from ._stacks import Shape, find_stacks, is_embedding, is_norm
+from ._execution import first_uses
+from ._glob import parse
+from ._layering import PARTS, Layering
+from ._matches import Selection, check_matches
+from ._names import Tree, Walk, walk
+from ._placing import Clock, Rung, find_rungs, place, unsure
+from ._stacks import Shape
+from ._suggest import counted
 from .errors import PlanError
+
+_LISTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +46,46 @@ class Layer:
     numel: int
 
 
+class Layers(tuple[Layer, ...]):
+    """The layers of a model, from input to output; `str` is a table.
+
+    Attributes:
+        notes: sentences about what could not be told, for example where the order is only that of
+            registration.
+    """
+
+    notes: tuple[str, ...]
+
+    def __new__(cls, layers: Iterable[Layer], notes: Iterable[str] = ()) -> Self:
+        """Returns the layers with what there is to note."""
+        made = super().__new__(cls, layers)
+        made.notes = tuple(notes)
+        return made
+
+    def __str__(self) -> str:
+        """Returns a line for each layer: its place, its name, its elements; then the notes."""
+        lines = [("", "layer", "elements", "modules")]
+        for layer in self:
+            numel = f"{layer.numel:,}"
+            lines.append((str(layer.index), layer.name, numel, ", ".join(layer.modules)))
+        wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            f"{index:>{wide[0]}}  {name:<{wide[1]}}  {numel:>{wide[2]}}  {modules}".rstrip()
+            for index, name, numel, modules in lines
+        ]
+        return "\n".join([*table, *(f"note: {note}" for note in self.notes)])
+
+
 def infer_layers(
     model: torch.nn.Module,
     *,
+    example_inputs: object = None,
     by: Literal["block", "stage"] = "block",
     final_norm: Literal["head", "last_block"] = "head",
-) -> tuple[Layer, ...]:
+    stem: str | Sequence[str] | None = None,
+    blocks: str | Sequence[str] | None = None,
+    head: str | Sequence[str] | None = None,
+) -> Layers:
     """Returns the layers of a model, from input to output.
 
     They are read off names, classes and sizes, so the model may be on the `meta` device. The
@@ -59,20 +100,34 @@ def infer_layers(
     as those of a decoder; what stands after the last block is the layer "head"; what else stands
     between two blocks joins the one with which it shares more of its path. In a model without
     blocks each child of the root with parameters is a layer, those of a `Sequential` or
-    `ModuleList` each by itself. Order is the order of registration.
+    `ModuleList` each by itself.
+
+    Order is the order of registration; where structure does not say that it is the one in which
+    the model runs, a note does. `example_inputs` gives the order in which the model first uses its
+    parameters, and `stem`, `blocks` and `head` correct what is found. A plan can carry these
+    corrections: `FreezePlan(layers={"blocks": "encoder.blocks.*"})`.
 
     Args:
         model: any module; torch's wrappers (DDP, a compiled module, ...) are looked through.
+        example_inputs: what one forward pass needs, on the model's device: a tuple of positional
+            arguments, a mapping of keyword arguments, or the only argument. The pass leaves no
+            trace in the model: modes stay as they are, buffers and random generators are put back.
         by: "block", or "stage" for one layer per stage where a model has stages.
         final_norm: whether the norm behind the last block belongs to the "head", as in BEiT
             (https://arxiv.org/abs/2106.08254) and MAE, or with what leads to it to the
             "last_block", as in timm. A norm behind the pooling is the head's either way.
+        stem: patterns of what belongs to the layer "stem".
+        blocks: patterns of the modules that are the blocks. Those of the first pattern come first.
+        head: patterns of what belongs to the layer "head".
 
     Returns:
-        Layers in which every parameter is exactly once; none for a model without parameters.
+        A tuple of layers in which every parameter is exactly once; none for a model without
+        parameters. Its `notes` say what could not be told, its `str` is a table.
 
     Raises:
-        PlanError: `model` is no module, or an argument is none of its values.
+        PlanError: `model` is no module, an argument is none of its values, or parts contradict
+            each other; `PatternError` for a pattern that selects nothing.
+        FreezekitError: the model does not run on `example_inputs`.
 
     Example:
         >>> import torch
@@ -92,18 +147,24 @@ def infer_layers(
     """
     if not isinstance(model, torch.nn.Module):
         raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if by not in ("block", "stage"):
-        raise PlanError(f"by must be 'block' or 'stage', got {by!r}")
-    if final_norm not in ("head", "last_block"):
-        raise PlanError(f"final_norm must be 'head' or 'last_block', got {final_norm!r}")
-    tree = walk(model, Automaton([], [])).tree
-    shape = Shape(tree)
-    names, places = _placed(shape, by, final_norm)
+    given = {"by": by, "final_norm": final_norm, "stem": stem, "blocks": blocks, "head": head}
+    layering = Layering.read({key: value for key, value in given.items() if value is not None})
+    return read_layers(model, layering, example_inputs)
+
+
+def read_layers(
+    model: torch.nn.Module, layering: Layering, example_inputs: object = None
+) -> Layers:
+    """Returns the layers of a model as a layering says; see `infer_layers`."""
+    walked = walk(model, Automaton([], []))
+    tree, shape = walked.tree, Shape(walked.tree)
+    uses = None if example_inputs is None else _uses(walked, example_inputs)
+    names, places, notes = _placed(walked, shape, layering, uses)
     found: list[list[int]] = [[] for _ in names]
-    for row, place in enumerate(places):
-        found[place].append(row)
+    for row, at in enumerate(places):
+        found[at].append(row)
     paths = _whole_modules(tree, places, len(names))
-    return tuple(
+    layers = (
         Layer(
             index,
             name,
@@ -113,182 +174,149 @@ def infer_layers(
         )
         for index, name in enumerate(names)
     )
+    return Layers(layers, notes)
 
 
-def layer_ids(tree: Tree) -> list[int]:
-    """Returns, for each parameter of a tree, the index of its layer."""
-    return _placed(Shape(tree))[1]
+def layer_ids(walked: Walk, layering: Layering) -> tuple[list[int], list[str]]:
+    """Returns, for each parameter of a model, the index of its layer; and what is to be noted."""
+    return _placed(walked, Shape(walked.tree), layering, None)[1:]
 
 
-class _Rung(NamedTuple):
-    """A block, or a part of a model without blocks.
-
-    Attributes:
-        row: its module.
-        stack: number of the stack it is in.
-        stage: the row of its stage; itself, where it is in none.
-    """
-
-    row: int
-    stack: int
-    stage: int
+def _uses(walked: Walk, example_inputs: object) -> list[int | None]:
+    """Returns, for each parameter, when a pass over the example first uses it."""
+    tree, modules = walked
+    uses = first_uses(modules[0], example_inputs)
+    owned = zip(tree.names, tree.owners, strict=True)
+    return [
+        uses.get(id(modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]))
+        for name, owner in owned
+    ]
 
 
 def _placed(
-    shape: Shape, by: str = "block", final_norm: str = "head"
-) -> tuple[list[str], list[int]]:
-    """Returns the names of the layers, and the place of each parameter among them."""
-    tree = shape.tree
+    walked: Walk, shape: Shape, layering: Layering, uses: Sequence[int | None] | None
+) -> tuple[list[str], list[int], list[str]]:
+    """Returns the names of the layers, the place of each parameter among them, and notes."""
+    tree = walked.tree
+    given = _Given(walked, layering)
     if not tree.names:
-        return [], []
-    rungs, has_blocks = _rungs(shape, by)
-    inside = [-1] * len(tree.prefixes)
-    for at, rung in enumerate(rungs):
-        inside[rung.row] = at
+        return [], [], []
+    found, are_blocks = (given.rungs, True) if layering.blocks else find_rungs(shape, layering.by)
+    names, places, rungs = place(
+        shape,
+        found,
+        Clock(tree, uses),
+        closing=are_blocks and layering.final_norm == "last_block",
+        parts=given.parts,
+        open_ended=are_blocks,
+    )
+    notes = []
+    if uses is not None:
+        unused = [name for name, used in zip(tree.names, uses, strict=True) if used is None]
+        if unused:
+            notes.append(
+                "not used on example_inputs, and placed behind what is registered before: "
+                f"{counted(unused, 'parameter')}"
+            )
+    elif not layering.blocks:
+        notes += _guesses(shape, rungs)
+    return names, places, notes
+
+
+class _Given:
+    """What a layering names in a model.
+
+    Attributes:
+        rungs: the blocks.
+        parts: which parameters are the stem's or the head's.
+    """
+
+    def __init__(self, walked: Walk, layering: Layering) -> None:
+        """Looks up the patterns of a layering; a tied parameter goes by its first name first.
+
+        Raises:
+            PlanError: two parts name one parameter, or blocks names no module; `PatternError`
+                for a pattern that selects nothing.
+        """
+        lists = {part: getattr(layering, part) for part in PARTS}
+        labels = [f"layers, {part}" for part, texts in lists.items() for _ in texts]
+        automaton = Automaton([parse(text) for texts in lists.values() for text in texts], labels)
+        self.rungs: list[Rung] = []
+        self.parts: dict[int, Literal["stem", "head"]] = {}
+        if not labels:
+            return
+        walked = walk(walked.modules[0], automaton)
+        check_matches(automaton, walked, [True] * len(labels))
+        selection = Selection([*lists.values()], automaton)
+        self.parts = _ends(walked.tree, selection)
+        self.rungs = _named_blocks(walked.tree, selection)
+        if layering.blocks and not self.rungs:
+            raise PlanError(
+                f"blocks={layering.blocks!r} names parameters and no module; name the modules that "
+                "are the blocks, e.g. blocks='encoder.blocks.*'"
+            )
+
+
+def _ends(tree: Tree, selection: Selection) -> dict[int, Literal["stem", "head"]]:
+    """Returns which parameters are given to the stem or the head."""
+    reached = [*enumerate(tree.accepts), *((alias.row, alias.accept) for alias in tree.aliases)]
+    found: dict[int, Literal["stem", "head"]] = {}
+    for row, accept in reached:
+        stem = selection.selects(PARTS.index("stem"), accept)
+        head = selection.selects(PARTS.index("head"), accept)
+        if stem and head:
+            raise PlanError(f"stem and head both name {tree.names[row]!r}; name it in one of them")
+        if stem or head:
+            found.setdefault(row, "stem" if stem else "head")
+    return found
+
+
+def _named_blocks(tree: Tree, selection: Selection) -> list[Rung]:
+    """Returns the outermost modules with parameters that the patterns of the blocks name."""
+    blocks = PARTS.index("blocks")
+    filled = [False] * len(tree.prefixes)
+    for row in tree.owners:
+        while row >= 0 and not filled[row]:
+            filled[row] = True
+            row = tree.parents[row]
+    named = [selection.selects(blocks, accept) for accept in tree.module_accepts]
+    rungs, inside = [], set[int]()
     for row, parent in enumerate(tree.parents):
-        if inside[row] < 0 <= parent:
-            inside[row] = inside[parent]
-    raw = [inside[owner] for owner in tree.owners]
-    closing = _closing(shape, rungs[-1]) if has_blocks and final_norm == "last_block" else set()
-    outside = {owner for owner in tree.owners if inside[owner] < 0}
-    holders = {each for rung in rungs for each in (rung.row, *_above(tree, rung.row))}
-    gaps = {}
-    for owner in outside:
-        piece = _piece(tree, holders, owner)
-        gaps[owner] = len(rungs) - 1 if piece in closing else _gap(tree, rungs, owner, piece)
-    raw = [gaps.get(owner, at) for owner, at in zip(tree.owners, raw, strict=True)]
-    if not has_blocks:
-        raw = [min(max(at, 0), len(rungs) - 1) for at in raw]
-    labels = {at: tree.prefixes[rung.row][:-1] for at, rung in enumerate(rungs)}
-    for at, label in ((-1, "stem"), (len(rungs), "head")):
-        labels[at] = f"{label} (rest)" if label in labels.values() else label
-    order = {at: place for place, at in enumerate(sorted(set(raw)))}
-    return [labels[at] for at in order], [order[at] for at in raw]
+        if parent in inside or (named[row] and filled[row]):
+            inside.add(row)
+            if parent not in inside:
+                turn = selection.first(blocks, tree.module_accepts[row])
+                rungs.append(Rung(row, parent, row, turn))
+    return rungs
+
+
+def _guesses(shape: Shape, rungs: Sequence[Rung]) -> list[str]:
+    """Returns a sentence that says which layers are in the order of registration only."""
+    doubtful = unsure(shape, rungs)
+    if not doubtful:
+        return []
+    paths = [[shape.tree.prefixes[row][:-1] for row in pair] for pair in doubtful[:_LISTED]]
+    listed = ", ".join(f"{one!r} before {two!r}" for one, two in paths)
+    more = f" and {len(doubtful) - _LISTED} more" if len(doubtful) > _LISTED else ""
+    return [
+        f"in the order of registration, as structure does not tell: {listed}{more}; "
+        "infer_layers(model, example_inputs=...) shows the order of execution, and blocks=[...] "
+        "says it"
+    ]
 
 
 def _whole_modules(tree: Tree, places: Sequence[int], count: int) -> list[list[str]]:
     """Returns, for each layer, the paths of the largest modules with all parameters in it."""
     empty, mixed = -2, -1
     whole = [empty] * len(tree.prefixes)
-    for owner, place in zip(tree.owners, places, strict=True):
-        whole[owner] = place if whole[owner] in (empty, place) else mixed
+    for owner, at in zip(tree.owners, places, strict=True):
+        whole[owner] = at if whole[owner] in (empty, at) else mixed
     for row in range(len(whole) - 1, 0, -1):
         parent = tree.parents[row]
         if whole[row] != empty:
             whole[parent] = whole[row] if whole[parent] in (empty, whole[row]) else mixed
     found: list[list[str]] = [[] for _ in range(count)]
-    for row, place in enumerate(whole):
-        if place >= 0 and (row == 0 or whole[tree.parents[row]] != place):
-            found[place].append(tree.prefixes[row][:-1])
-    return found
-
-
-def _gap(tree: Tree, rungs: Sequence[_Rung], owner: int, piece: int) -> int:
-    """Returns the rung that takes the own parameters of a module outside of all rungs.
-
-    -1 stands for what is before the first one, `len(rungs)` for what is after the last one; `piece`
-    is the largest module around it that holds no rung.
-    """
-    after = bisect(rungs, owner, key=lambda rung: rung.row)
-    last = len(rungs)
-    if after == 0:
-        return -1
-    between_stacks = after == last or rungs[after - 1].stack != rungs[after].stack
-    if between_stacks and is_embedding(tree.class_names[piece]):
-        return -1
-    if after == last:
-        return last
-    above = {owner, *_above(tree, owner)}
-    shared = []
-    for rung in rungs[after - 1 : after + 1]:
-        row = rung.row
-        while row not in above:
-            row = tree.parents[row]
-        shared.append(row)
-    return after if shared[1] > shared[0] else after - 1
-
-
-def _above(tree: Tree, row: int) -> list[int]:
-    """Returns the modules above one, nearest first."""
-    found = []
-    while row:
-        row = tree.parents[row]
-        found.append(row)
-    return found
-
-
-def _piece(tree: Tree, holders: set[int], row: int) -> int:
-    """Returns the largest module around one that holds no rung."""
-    while row not in holders and tree.parents[row] not in holders:
-        row = tree.parents[row]
-    return row
-
-
-def _closing(shape: Shape, last: _Rung) -> set[int]:
-    """Returns the modules from the last block to the norm that ends it, before any pooling.
-
-    They must stand beside what holds the blocks, as in a ViT or an EfficientNet. A norm that stands
-    in one row with stages, as in a DenseNet, or behind a placeholder for the norm, normalises for
-    the head.
-    """
-    tree = shape.tree
-    above = {last.row, *_above(tree, last.row)}
-    found: list[int] = []
-    for row in range(last.row + 1, len(tree.prefixes)):
-        parent = tree.parents[row]
-        if parent not in above or parent == last.row or row in above:
-            continue
-        name = tree.class_names[row]
-        if "pool" in name.lower() or (name == "Identity" and "norm" in shape.leaf(row)):
-            return set()
-        if last.stage != last.row and parent == tree.parents[last.stage]:
-            return set()
-        found.append(row)
-        if shape.numel[row] and _is_norm(shape, row):
-            return set(found)
-    return set()
-
-
-def _is_norm(shape: Shape, row: int) -> bool:
-    """Returns whether a module is or ends in a normalisation layer, and is not the head."""
-    if shape.is_plain(row):
-        return all(_is_norm(shape, child) for child in shape.below[row])
-    name = shape.tree.class_names[row]
-    return is_norm(name) and "head" not in f"{name} {shape.leaf(row)}".lower()
-
-
-def _rungs(shape: Shape, by: str) -> tuple[list[_Rung], bool]:
-    """Returns the modules that are layers, and whether they are blocks of a deep model."""
-    stacks, others = find_stacks(shape)
-    rungs = [
-        _Rung(row, number, stage)
-        for number, stack in enumerate(stacks)
-        for stage, blocks in zip(*stack, strict=True)
-        for row in ([stage] if by == "stage" else blocks)
-    ]
-    if rungs:
-        return sorted(rungs), True
-    whole = {block for stack in others for row in stack.blocks for block in row}
-    return [_Rung(row, 0, row) for row in _pieces(shape, whole)], False
-
-
-def _pieces(shape: Shape, whole: set[int]) -> list[int]:
-    """Returns the layers of a model without blocks: its children, containers opened."""
-    opened = set[int]()
-    for row in range(len(shape.below) - 1, -1, -1):
-        if row in whole or row in opened:
-            opened.add(shape.tree.parents[row])
-        elif shape.is_plain(row):
-            opened.add(row)
-    pieces = [0]
-    while len(pieces) == 1 and shape.below[pieces[0]]:
-        pieces = _children(shape, pieces[0], opened)
-    return pieces
-
-
-def _children(shape: Shape, row: int, opened: set[int]) -> list[int]:
-    """Returns the children of a module, with those of opened ones in their place."""
-    found = []
-    for child in shape.below[row]:
-        found += _children(shape, child, opened) if child in opened else [child]
+    for row, at in enumerate(whole):
+        if at >= 0 and (row == 0 or whole[tree.parents[row]] != at):
+            found[at].append(tree.prefixes[row][:-1])
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,10 +12,12 @@ from typing_extensions import Unpack
 
 from ._automaton import Automaton
 from ._glob import parse
+from ._layering import Layering
 from ._rules import Rule
 from ._verbs import (
     GroupProperties,
     LayerDecayProperties,
+    LayerProperties,
     LayerwiseProperties,
     Properties,
     RangeProperties,
@@ -43,9 +45,11 @@ class FreezePlan:
     Args:
         rules: the rules, first to last.
         allow_all_frozen: permit training phases in which nothing trains.
+        layers: what rules along the layers of a model should know of them: a mapping with some of
+            `by`, `final_norm`, `stem`, `blocks`, `head`, see `infer_layers`.
 
     Raises:
-        PlanError: `rules` holds something that is not a `Rule`.
+        PlanError: `rules` holds something that is not a `Rule`, or `layers` something unknown.
 
     Example:
         >>> import torch
@@ -60,6 +64,7 @@ class FreezePlan:
 
     rules: tuple[Rule, ...] = ()
     allow_all_frozen: bool = field(default=False, kw_only=True)
+    layers: Layering | LayerProperties = field(default=Layering(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rules, Iterable):
@@ -71,6 +76,7 @@ class FreezePlan:
         allow = self.allow_all_frozen
         if not isinstance(allow, bool):
             raise PlanError(f"allow_all_frozen must be true or false, got {allow!r}")
+        object.__setattr__(self, "layers", Layering.read(self.layers))
 
     def freeze(self, *patterns: str, **properties: Unpack[Properties]) -> Self:
         """Returns the plan with a rule that stops the selected parameters from training.
@@ -284,10 +290,8 @@ class FreezePlan:
             >>> FreezePlan().freeze("backbone").to_dict()
             {'version': 1, 'rules': [{'freeze': 'backbone'}]}
         """
-        head: dict[str, Any] = {"version": VERSION}
-        if self.allow_all_frozen:
-            head["allow_all_frozen"] = True
-        return head | {"rules": [rule.to_dict() for rule in self.rules]}
+        rules = [rule.to_dict() for rule in self.rules]
+        return {"version": VERSION, **self._settings, "rules": rules}
 
     def resolve(
         self,
@@ -368,6 +372,13 @@ class FreezePlan:
             on_freeze=on_freeze,
         )
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What the plan says beside its rules, as plain data."""
+        layers = Layering.read(self.layers).to_dict()
+        allow = {"allow_all_frozen": True} if self.allow_all_frozen else {}
+        return {**allow, "layers": layers} if layers else allow
+
     @cached_property
     def _automaton(self) -> Automaton:
         patterns = [parse(text) for rule in self.rules for text in rule.patterns]
@@ -380,15 +391,17 @@ class FreezePlan:
 
     def _with(self, verb: str, patterns: tuple[str, ...], properties: Mapping[str, Any]) -> Self:
         rule = Rule(verb, patterns, **checked_properties(verb, properties))
-        return type(self)((*self.rules, rule), allow_all_frozen=self.allow_all_frozen)
+        return replace(self, rules=(*self.rules, rule))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.rules, self.allow_all_frozen)
+        return _rebuild, (type(self), self.rules, self._settings)
 
     def __repr__(self) -> str:
-        head = "allow_all_frozen=True" if self.allow_all_frozen else ""
+        head = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
         return ".".join([f"FreezePlan({head})", *(rule.call for rule in self.rules)])
 
 
-def _rebuild(cls: type[FreezePlan], rules: tuple[Rule, ...], allow_all_frozen: bool) -> FreezePlan:
-    return cls(rules, allow_all_frozen=allow_all_frozen)
+def _rebuild(
+    cls: type[FreezePlan], rules: tuple[Rule, ...], settings: Mapping[str, Any]
+) -> FreezePlan:
+    return cls(rules, **settings)

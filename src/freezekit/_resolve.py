@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ._automaton import Automaton
 from ._builders import BUILDERS, expand
-from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome, Selection
+from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
+from ._layering import Layering
 from ._layers import layer_ids
+from ._matches import Selection, check_matches
 from ._names import MARK, Tree, Walk, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
 from ._rules import parse_rows
-from ._suggest import Node, counted, no_match
+from ._suggest import counted
 from ._timeline import Entry, timeline
 from .errors import PlanError
 
@@ -50,8 +51,8 @@ def bind(
     required = [not rule.missing_ok for rule in plan.rules for _ in rule.patterns]
     check_matches(automaton, walked, required)
     _recall_flags(walked)
-    selection = Selection(plan.rules, automaton)
-    layers = _layers(plan, walked)
+    selection = Selection([rule.patterns for rule in plan.rules], automaton)
+    layers, notes = _layers(plan, walked)
     entries = _entries(plan, tree, selection, layers)
     time = timeline(
         entries,
@@ -73,17 +74,18 @@ def bind(
         outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
     warnings = (
+        *notes,
         *_idle(plan, cascade, outcomes),
         *_fixed(cascade, tree, traits, outcomes, outcome_ids),
     )
     return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
 
 
-def _layers(plan: FreezePlan, walked: Walk) -> Sequence[int]:
-    """Returns the layer of each parameter, all 0 for a plan that does not ask."""
+def _layers(plan: FreezePlan, walked: Walk) -> tuple[Sequence[int], list[str]]:
+    """Returns the layer of each parameter, all 0 for a plan that does not ask; and what to note."""
     if any(rule.verb in BUILDERS for rule in plan.rules):
-        return layer_ids(walked.tree)
-    return [0] * len(walked.tree.names)
+        return layer_ids(walked, Layering.read(plan.layers))
+    return [0] * len(walked.tree.names), []
 
 
 def _layer_at(tree: Tree, layers: Sequence[int], row: int) -> int:
@@ -119,50 +121,6 @@ def _recall_flags(walked: Walk) -> None:
         for row, owner in enumerate(tree.owners):
             leaf = tree.names[row][len(tree.prefixes[owner]) :]
             tree.flags[row] = marks.get(owner, {}).get(leaf, tree.flags[row])
-
-
-def check_matches(automaton: Automaton, walked: Walk, required: Sequence[bool]) -> None:
-    """Raises for the first pattern, or alternative in braces, that selects nothing.
-
-    Args:
-        automaton: the patterns.
-        walked: a walk with that automaton.
-        required: for each pattern, whether it must select something.
-    """
-    tree = walked.tree
-    matched = frozenset().union(*(automaton.accepts[each] for each in tree.hits()))
-    met = matched.union(*(automaton.accepts[each] for each in set(tree.module_accepts)))
-    for identifier, pattern in enumerate(automaton.patterns):
-        if required[identifier] and identifier not in matched:
-            raise no_match(automaton.labels[identifier], pattern, None, _nodes(walked))
-    for offset, (identifier, option, narrowed) in enumerate(automaton.alternatives):
-        if required[identifier] and offset + len(automaton.patterns) not in met:
-            raise no_match(automaton.labels[identifier], narrowed, option, _nodes(walked))
-
-
-def _nodes(walked: Walk) -> Node:
-    """Returns the model's names as a tree of nodes, further names and spellings included."""
-    tree = walked.tree
-    nodes: list[Node] = []
-    buffered = set(tree.buffered)
-    for row, (prefix, parent) in enumerate(zip(tree.prefixes, tree.parents, strict=True)):
-        bases = (tree.class_names[row], *(b.__name__ for b in type(walked.modules[row]).__mro__))
-        node = Node(prefix[:-1], bases, {}, row in buffered)
-        nodes.append(node)
-        if parent >= 0:
-            nodes[parent].children[prefix[:-1].rpartition(".")[2]] = node
-    named = [*zip(tree.names, tree.owners, strict=True)]
-    named += [(alias.name, alias.owner) for alias in tree.aliases]
-    paths = {prefix: row for row, prefix in enumerate(tree.prefixes)}
-    named += [(name, paths.get(name[: name.rfind(".") + 1], 0)) for name in tree.spelled]
-    for name, owner in named:
-        below = name.removeprefix(tree.prefixes[owner]).split(".")
-        node = nodes[owner]
-        for depth, segment in enumerate(below):
-            path = tree.prefixes[owner] + ".".join(below[: depth + 1])
-            last = depth == len(below) - 1
-            node = node.children.setdefault(segment, Node(path, () if last else ("",), {}, last))
-    return nodes[0]
 
 
 def _traits(plan: FreezePlan, tree: Tree) -> list[int]:

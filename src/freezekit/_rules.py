@@ -188,6 +188,27 @@ def parse_rows(text: str) -> slice:
     return slice(start, stop, step)
 
 
+def check_patterns(patterns: Sequence[object]) -> None:
+    """Raises unless there is at least one pattern, and each is one.
+
+    Raises:
+        PlanError: one of them is no text, or there is none; `PatternError` for a syntax error.
+    """
+    if not patterns:
+        raise PlanError("no pattern is given; '**' selects everything")
+    texts = [text for text in patterns if isinstance(text, str)]
+    if len(texts) < len(patterns):
+        raise PlanError(f"patterns must be strings, got {patterns!r}")
+    for text in texts:
+        parse(text)
+    if texts[0].startswith("!"):
+        listed = ", ".join(repr(text) for text in ("**", *texts))
+        raise PatternError(
+            f"pattern {texts[0]!r}: '!' takes away from the patterns before it and there "
+            f"are none; write {listed}"
+        )
+
+
 _CHOICES = {"order": ("top_down", "bottom_up"), "top": ("head", "selection")}
 _NEEDED = {
     "layer_decay": {"decay": "the factor from one layer to the next below, e.g. decay=0.8"},
@@ -213,18 +234,7 @@ def _moment(rule: Rule, edge: str) -> tuple[Unit, float] | None:
 def _check_verb(rule: Rule) -> None:
     if not isinstance(rule.verb, str) or rule.verb not in VERBS:
         raise PlanError(f"unknown verb {rule.verb!r}{did_you_mean(str(rule.verb), VERBS)}")
-    if not all(isinstance(pattern, str) for pattern in rule.patterns):
-        raise PlanError(f"patterns must be strings, got {rule.patterns!r}")
-    if not rule.patterns:
-        raise PlanError("no pattern is given; '**' selects everything")
-    for text in rule.patterns:
-        parse(text)
-    if rule.patterns[0].startswith("!"):
-        listed = ", ".join(repr(text) for text in ("**", *rule.patterns))
-        raise PatternError(
-            f"pattern {rule.patterns[0]!r}: '!' takes away from the patterns before it and there "
-            f"are none; write {listed}"
-        )
+    check_patterns(rule.patterns)
     checked_properties(rule.verb, rule.properties)
     silent = {*Moments.__annotations__, "missing_ok"}
     says = [key for key, value in rule.properties.items() if key not in silent and value != {}]

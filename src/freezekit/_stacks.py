@@ -15,6 +15,7 @@ from ._names import Tree
 
 _PLAIN = ("Sequential", "ModuleList")
 _SIDE_STACK = 10
+_DIGITS = "0123456789"
 
 
 class Stack(NamedTuple):
@@ -99,10 +100,17 @@ class Shape:
         found: dict[str, list[int]] = {}
         for child in self.below[parent]:
             name = self.leaf(child)
-            stem = name.rstrip("0123456789")
+            stem = name.rstrip(_DIGITS)
             if stem != name:
                 found.setdefault(stem, []).append(child)
         return list(found.values())
+
+    def counts_up(self, one: int, two: int) -> bool:
+        """Returns whether two siblings have one name with a number that grows."""
+        names = [self.leaf(one), self.leaf(two)]
+        stems = [name.rstrip(_DIGITS) for name in names]
+        numbers = [name[len(stem) :] for name, stem in zip(names, stems, strict=True)]
+        return stems[0] == stems[1] and all(numbers) and int(numbers[0]) < int(numbers[1])
 
     def total(self, rows: Iterable[int]) -> int:
         """Returns the elements of the parameters in some modules."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Required
 
@@ -73,6 +73,16 @@ class RangeProperties(SelectionProperties, total=False):
 
     low: Required[float]
     high: Required[float]
+
+
+class LayerProperties(TypedDict, total=False):
+    """What a plan may say about the layers of its model."""
+
+    by: Literal["block", "stage"]
+    final_norm: Literal["head", "last_block"]
+    stem: str | Sequence[str]
+    blocks: str | Sequence[str]
+    head: str | Sequence[str]
 
 
 VERBS: dict[str, type] = {

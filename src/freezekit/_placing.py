@@ -1,0 +1,304 @@
+"""Placing: which layer each parameter belongs to, once it is known what the blocks are."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from ._names import Tree
+from ._stacks import Shape, find_stacks, is_embedding, is_norm
+from .errors import PlanError
+
+
+class Rung(NamedTuple):
+    """A block, or a part of a model without blocks.
+
+    Attributes:
+        row: its module.
+        stack: what it has in common with the rungs of its stack only.
+        stage: the row of its stage; itself, where it is in none.
+        turn: its place in an order that is given; alike where none is.
+    """
+
+    row: int
+    stack: int
+    stage: int
+    turn: int = 0
+
+
+class Clock:
+    """When each module comes in: in the order of registration, or in that of first use.
+
+    What is never used comes in with what is registered before it.
+    """
+
+    def __init__(self, tree: Tree, uses: Sequence[int | None] | None) -> None:
+        """Reads when parameters are used.
+
+        Args:
+            tree: the model's columns.
+            uses: for each parameter, when it is first used; None: the order is registration's.
+        """
+        moments = [0] * len(tree.names) if uses is None else uses
+        count = len(tree.prefixes)
+        own: list[int | None] = [None] * count
+        before, last = [-1] * count, -1
+        waiting = 0
+        for used, owner in zip(moments, tree.owners, strict=True):
+            before[waiting : owner + 1] = [last] * (owner + 1 - waiting)
+            waiting = owner + 1
+            if used is not None:
+                own[owner] = _earlier(own[owner], used)
+                last = used
+        before[waiting:] = [last] * (count - waiting)
+        whole = own.copy()
+        for row in range(count - 1, 0, -1):
+            parent = tree.parents[row]
+            whole[parent] = _earlier(whole[parent], whole[row])
+        self._own = [then if at is None else at for at, then in zip(own, before, strict=True)]
+        self._whole = [then if at is None else at for at, then in zip(whole, before, strict=True)]
+
+    def own(self, row: int) -> tuple[int, int]:
+        """Returns what to order a module by that stands for its own parameters."""
+        return self._own[row], row
+
+    def whole(self, row: int) -> tuple[int, int]:
+        """Returns what to order a module by that stands for all below it."""
+        return self._whole[row], row
+
+
+def find_rungs(shape: Shape, by: str) -> tuple[list[Rung], bool]:
+    """Returns the modules that are layers, and whether they are blocks of a deep model."""
+    stacks, others = find_stacks(shape)
+    rungs = [
+        Rung(row, number, stage)
+        for number, stack in enumerate(stacks)
+        for stage, blocks in zip(*stack, strict=True)
+        for row in ([stage] if by == "stage" else blocks)
+    ]
+    if rungs:
+        return rungs, True
+    whole = {block for stack in others for row in stack.blocks for block in row}
+    return [Rung(row, 0, row) for row in _pieces(shape, whole)], False
+
+
+def place(
+    shape: Shape,
+    rungs: Sequence[Rung],
+    clock: Clock,
+    *,
+    closing: bool,
+    parts: Mapping[int, Literal["stem", "head"]],
+    open_ended: bool,
+) -> tuple[list[str], list[int], list[Rung]]:
+    """Returns the names of the layers, the place of each parameter among them, and the rungs left.
+
+    Args:
+        shape: what the model is judged by.
+        rungs: the modules that are layers.
+        clock: their order, and that of all around them.
+        closing: whether the norm behind the last block belongs to it.
+        parts: which parameters are the stem's or the head's, whatever stands where.
+        open_ended: whether there may be a stem and a head beside those given.
+
+    Raises:
+        PlanError: some parameters of a rung are given to the stem or the head, others are not.
+    """
+    tree = shape.tree
+    timed = sorted(rungs, key=lambda rung: clock.whole(rung.row))
+    inside = _inside(tree, timed)
+    timed = _whole_rungs(tree, timed, inside, parts)
+    inside = _inside(tree, timed)
+    order = sorted(range(len(timed)), key=lambda at: timed[at].turn)
+    outside = {owner for owner in tree.owners if inside[owner] < 0}
+    gaps = _gaps(tree, timed, clock, outside)
+    if closing and timed:
+        ending = _closing(shape, timed[order[-1]], clock)
+        holders = _holders(tree, timed)
+        gaps |= {each: order[-1] for each in outside if _piece(tree, holders, each) in ending}
+    first, last = (-1, len(timed)) if open_ended or not timed else (0, len(timed) - 1)
+    turns = {at: place for place, at in enumerate(order)} | {-1: -1, len(timed): len(timed)}
+    ends = {"stem": -1, "head": len(timed)}
+    raw = [
+        turns[min(max(gaps.get(owner, inside[owner]), first), last)]
+        if row not in parts
+        else ends[parts[row]]
+        for row, owner in enumerate(tree.owners)
+    ]
+    ordered = [timed[at] for at in order]
+    labels = {at: tree.prefixes[rung.row][:-1] for at, rung in enumerate(ordered)}
+    for label, at in ends.items():
+        labels[at] = f"{label} (rest)" if label in labels.values() else label
+    places = {at: place for place, at in enumerate(sorted(set(raw)))}
+    return [labels[at] for at in places], [places[at] for at in raw], ordered
+
+
+def unsure(shape: Shape, rungs: Sequence[Rung]) -> list[tuple[int, int]]:
+    """Returns the neighbours of which structure does not say that one comes before the other.
+
+    It does say so for what stands in one container, and for siblings whose numbers go up.
+    """
+    found = []
+    for one, two in pairwise(rungs):
+        above = {one.row: one.row}
+        row = one.row
+        while row:
+            above[shape.tree.parents[row]] = row
+            row = shape.tree.parents[row]
+        row = child = two.row
+        while row not in above:
+            row, child = shape.tree.parents[row], row
+        if not (shape.is_plain(row) or shape.counts_up(above[row], child)):
+            found.append((one.row, two.row))
+    return found
+
+
+def _earlier(one: int | None, two: int | None) -> int | None:
+    known = [at for at in (one, two) if at is not None]
+    return min(known, default=None)
+
+
+def _inside(tree: Tree, rungs: Sequence[Rung]) -> list[int]:
+    """Returns, for each module, the rung that it is or lies in, or -1."""
+    inside = [-1] * len(tree.prefixes)
+    for at, rung in enumerate(rungs):
+        inside[rung.row] = at
+    for row, parent in enumerate(tree.parents):
+        if inside[row] < 0 <= parent:
+            inside[row] = inside[parent]
+    return inside
+
+
+def _whole_rungs(
+    tree: Tree, rungs: Sequence[Rung], inside: Sequence[int], parts: Mapping[int, str]
+) -> list[Rung]:
+    """Returns the rungs without those that belong to the stem or the head as a whole."""
+    given: dict[int, set[str | None]] = {}
+    for row, owner in enumerate(tree.owners):
+        given.setdefault(inside[owner], set()).add(parts.get(row))
+    for at, found in given.items():
+        if at >= 0 and len(found) > 1:
+            label = next(each for each in found if each)
+            rows = [row for row, owner in enumerate(tree.owners) if inside[owner] == at]
+            named = sum(parts.get(row) == label for row in rows)
+            path = tree.prefixes[rungs[at].row][:-1]
+            raise PlanError(
+                f"{label} names {named} of the {len(rows)} parameters of {path!r}, which is one "
+                "layer; name all of it, or say with blocks= what the layers are"
+            )
+    return [rung for at, rung in enumerate(rungs) if given.get(at) in (None, {None})]
+
+
+def _holders(tree: Tree, rungs: Sequence[Rung]) -> set[int]:
+    """Returns the rungs and what holds them."""
+    return {each for rung in rungs for each in (rung.row, *_above(tree, rung.row))}
+
+
+def _gaps(tree: Tree, rungs: Sequence[Rung], clock: Clock, outside: set[int]) -> dict[int, int]:
+    """Returns the rung that takes the own parameters of each module outside of all rungs."""
+    holders = _holders(tree, rungs)
+    starts = [clock.whole(rung.row) for rung in rungs]
+    return {
+        owner: _gap(
+            tree, rungs, owner, _piece(tree, holders, owner), bisect(starts, clock.own(owner))
+        )
+        for owner in outside
+    }
+
+
+def _gap(tree: Tree, rungs: Sequence[Rung], owner: int, piece: int, after: int) -> int:
+    """Returns the rung that takes the own parameters of a module.
+
+    -1 stands for what is before the first one, `len(rungs)` for what is after the last one; `piece`
+    is the largest module around it that holds no rung, `after` counts the rungs before it.
+    """
+    last = len(rungs)
+    if after == 0:
+        return -1
+    between_stacks = after == last or rungs[after - 1].stack != rungs[after].stack
+    if between_stacks and is_embedding(tree.class_names[piece]):
+        return -1
+    if after == last:
+        return last
+    above = {owner, *_above(tree, owner)}
+    shared = []
+    for rung in rungs[after - 1 : after + 1]:
+        row = rung.row
+        while row not in above:
+            row = tree.parents[row]
+        shared.append(row)
+    return after if shared[1] > shared[0] else after - 1
+
+
+def _above(tree: Tree, row: int) -> list[int]:
+    """Returns the modules above one, nearest first."""
+    found = []
+    while row:
+        row = tree.parents[row]
+        found.append(row)
+    return found
+
+
+def _piece(tree: Tree, holders: set[int], row: int) -> int:
+    """Returns the largest module around one that holds no rung."""
+    while row not in holders and tree.parents[row] not in holders:
+        row = tree.parents[row]
+    return row
+
+
+def _closing(shape: Shape, last: Rung, clock: Clock) -> set[int]:
+    """Returns the modules from the last block to the norm that ends it, before any pooling.
+
+    They must stand beside what holds the blocks, as in a ViT or an EfficientNet. A norm that stands
+    in one row with stages, as in a DenseNet, or behind a placeholder for the norm, normalises for
+    the head.
+    """
+    tree = shape.tree
+    above = {last.row, *_above(tree, last.row)}
+    found: list[int] = []
+    later = [row for row in range(len(tree.prefixes)) if clock.whole(row) > clock.whole(last.row)]
+    for row in sorted(later, key=clock.whole):
+        parent = tree.parents[row]
+        if parent not in above or parent == last.row or row in above:
+            continue
+        name = tree.class_names[row]
+        if "pool" in name.lower() or (name == "Identity" and "norm" in shape.leaf(row)):
+            return set()
+        if last.stage != last.row and parent == tree.parents[last.stage]:
+            return set()
+        found.append(row)
+        if shape.numel[row] and _is_norm(shape, row):
+            return set(found)
+    return set()
+
+
+def _is_norm(shape: Shape, row: int) -> bool:
+    """Returns whether a module is or ends in a normalisation layer, and is not the head."""
+    if shape.is_plain(row):
+        return all(_is_norm(shape, child) for child in shape.below[row])
+    name = shape.tree.class_names[row]
+    return is_norm(name) and "head" not in f"{name} {shape.leaf(row)}".lower()
+
+
+def _pieces(shape: Shape, whole: set[int]) -> list[int]:
+    """Returns the layers of a model without blocks: its children, containers opened."""
+    opened = set[int]()
+    for row in range(len(shape.below) - 1, -1, -1):
+        if row in whole or row in opened:
+            opened.add(shape.tree.parents[row])
+        elif shape.is_plain(row):
+            opened.add(row)
+    pieces = [0]
+    while len(pieces) == 1 and shape.below[pieces[0]]:
+        pieces = _children(shape, pieces[0], opened)
+    return pieces
+
+
+def _children(shape: Shape, row: int, opened: set[int]) -> list[int]:
+    """Returns the children of a module, with those of opened ones in their place."""
+    found = []
+    for child in shape.below[row]:
+        found += _children(shape, child, opened) if child in opened else [child]
+    return found
