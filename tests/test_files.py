@@ -407,7 +407,8 @@ BAD = [
     ({"version": 1, "rules": {"freeze": "a"}}, f"{NO_RULES}{{'freeze': 'a'}}"),
     ({"version": 1, "rules": "a"}, f"{NO_RULES}'a'"),
     ({"version": 1, "rule": []},
-     "plan: unknown key 'rule'; did you mean 'rules'? (known: version, rules, allow_all_frozen, layers)"),
+     "plan: unknown key 'rule'; did you mean 'rules'? (known: version, rules, allow_all_frozen, "
+     "layers)"),
     ({"version": 1, "rules": [], "x": 1},
      "plan: unknown key 'x' (known: version, rules, allow_all_frozen, layers)"),
     ({"version": 1, "rules": [], "allow_all_frozen": "yes"},

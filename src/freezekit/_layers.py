@@ -246,7 +246,9 @@ class _Given:
         if not labels:
             return
         walked = walk(walked.modules[0], automaton)
-        check_matches(automaton, walked, [True] * len(labels))
+        start = len(layering.stem)
+        blocks = range(start, start + len(layering.blocks))
+        check_matches(automaton, walked, [True] * len(labels), blocks)
         selection = Selection([*lists.values()], automaton)
         self.parts = _ends(walked.tree, selection)
         self.rungs = _named_blocks(walked.tree, selection)

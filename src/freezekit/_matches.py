@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from ._automaton import Automaton
 from ._names import Walk
@@ -41,19 +41,25 @@ class Selection:
         return next(i for i, negated in self._patterns[source] if i in matched and not negated)
 
 
-def check_matches(automaton: Automaton, walked: Walk, required: Sequence[bool]) -> None:
+def check_matches(
+    automaton: Automaton,
+    walked: Walk,
+    required: Sequence[bool],
+    whole: Container[int] = (),
+) -> None:
     """Raises for the first pattern, or alternative in braces, that selects nothing.
 
     Args:
         automaton: the patterns.
         walked: a walk with that automaton.
         required: for each pattern, whether it must select something.
+        whole: the patterns that name modules with all below them, so that to meet one is enough.
     """
     tree = walked.tree
     matched = frozenset().union(*(automaton.accepts[each] for each in tree.hits()))
     met = matched.union(*(automaton.accepts[each] for each in set(tree.module_accepts)))
     for identifier, pattern in enumerate(automaton.patterns):
-        if required[identifier] and identifier not in matched:
+        if required[identifier] and identifier not in (met if identifier in whole else matched):
             raise no_match(automaton.labels[identifier], pattern, None, _nodes(walked))
     for offset, (identifier, option, narrowed) in enumerate(automaton.alternatives):
         if required[identifier] and offset + len(automaton.patterns) not in met:

@@ -108,23 +108,17 @@ def place(
     """
     tree = shape.tree
     timed = sorted(rungs, key=lambda rung: clock.whole(rung.row))
-    inside = _inside(tree, timed)
-    timed = _whole_rungs(tree, timed, inside, parts)
-    inside = _inside(tree, timed)
+    timed = _whole_rungs(tree, timed, parts)
     order = sorted(range(len(timed)), key=lambda at: timed[at].turn)
-    outside = {owner for owner in tree.owners if inside[owner] < 0}
-    gaps = _gaps(tree, timed, clock, outside)
+    count = len(timed)
+    homes = _homes(tree, timed, clock, _ends(order, open_ended))
     if closing and timed:
-        ending = _closing(shape, timed[order[-1]], clock)
-        holders = _holders(tree, timed)
-        gaps |= {each: order[-1] for each in outside if _piece(tree, holders, each) in ending}
-    first, last = (-1, len(timed)) if open_ended or not timed else (0, len(timed) - 1)
-    turns = {at: place for place, at in enumerate(order)} | {-1: -1, len(timed): len(timed)}
-    ends = {"stem": -1, "head": len(timed)}
+        ending = _closing(shape, timed[order[-1]], clock, _holders(tree, timed))
+        homes |= dict.fromkeys(ending, order[-1])
+    turns = {at: turn for turn, at in enumerate(order)} | {-1: -1, count: count}
+    ends = {"stem": -1, "head": count}
     raw = [
-        turns[min(max(gaps.get(owner, inside[owner]), first), last)]
-        if row not in parts
-        else ends[parts[row]]
+        ends[parts[row]] if row in parts else turns[homes[owner]]
         for row, owner in enumerate(tree.owners)
     ]
     ordered = [timed[at] for at in order]
@@ -171,65 +165,96 @@ def _inside(tree: Tree, rungs: Sequence[Rung]) -> list[int]:
     return inside
 
 
-def _whole_rungs(
-    tree: Tree, rungs: Sequence[Rung], inside: Sequence[int], parts: Mapping[int, str]
-) -> list[Rung]:
+def _whole_rungs(tree: Tree, rungs: Sequence[Rung], parts: Mapping[int, str]) -> list[Rung]:
     """Returns the rungs without those that belong to the stem or the head as a whole."""
-    given: dict[int, set[str | None]] = {}
+    given: list[list[str | None]] = [[] for _ in rungs]
+    inside = _inside(tree, rungs)
     for row, owner in enumerate(tree.owners):
-        given.setdefault(inside[owner], set()).add(parts.get(row))
-    for at, found in given.items():
-        if at >= 0 and len(found) > 1:
+        if inside[owner] >= 0:
+            given[inside[owner]].append(parts.get(row))
+    for rung, found in zip(rungs, given, strict=True):
+        if len(set(found)) > 1:
             label = next(each for each in found if each)
-            rows = [row for row, owner in enumerate(tree.owners) if inside[owner] == at]
-            named = sum(parts.get(row) == label for row in rows)
-            path = tree.prefixes[rungs[at].row][:-1]
             raise PlanError(
-                f"{label} names {named} of the {len(rows)} parameters of {path!r}, which is one "
-                "layer; name all of it, or say with blocks= what the layers are"
+                f"{label} names {found.count(label)} of the {len(found)} parameters of "
+                f"{tree.prefixes[rung.row][:-1]!r}, which is one layer; name all of it, or say "
+                "with blocks= what the layers are"
             )
-    return [rung for at, rung in enumerate(rungs) if given.get(at) in (None, {None})]
+    return [rung for rung, found in zip(rungs, given, strict=True) if set(found) == {None}]
 
 
-def _holders(tree: Tree, rungs: Sequence[Rung]) -> set[int]:
-    """Returns the rungs and what holds them."""
-    return {each for rung in rungs for each in (rung.row, *_above(tree, rung.row))}
+class _Ends(NamedTuple):
+    """Where goes what stands before the first rung, behind the last one, or embeds the input."""
+
+    before: int
+    behind: int
+    embeds: int
 
 
-def _gaps(tree: Tree, rungs: Sequence[Rung], clock: Clock, outside: set[int]) -> dict[int, int]:
-    """Returns the rung that takes the own parameters of each module outside of all rungs."""
+def _ends(order: Sequence[int], open_ended: bool) -> _Ends:
+    """Returns the ends, given which rung comes first, second, ...
+
+    What stands before the first block or behind the last one is stem or head, but not what stands
+    beside another one where the order is given.
+    """
+    count = len(order)
+    if not order:
+        return _Ends(-1, -1, -1)
+    if not open_ended:
+        return _Ends(0, count - 1, 0)
+    return _Ends(
+        -1 if order[0] == 0 else 0, count if order[-1] == count - 1 else count - 1, embeds=-1
+    )
+
+
+def _homes(tree: Tree, rungs: Sequence[Rung], clock: Clock, ends: _Ends) -> dict[int, int]:
+    """Returns the rung that takes the own parameters of each module, -1 and up to their count."""
+    inside = _inside(tree, rungs)
     holders = _holders(tree, rungs)
     starts = [clock.whole(rung.row) for rung in rungs]
-    return {
-        owner: _gap(
-            tree, rungs, owner, _piece(tree, holders, owner), bisect(starts, clock.own(owner))
-        )
-        for owner in outside
-    }
+    homes = {}
+    for owner in dict.fromkeys(tree.owners):
+        homes[owner] = inside[owner]
+        if inside[owner] < 0:
+            piece = _piece(tree, holders, owner)
+            embeds = is_embedding(tree.class_names[piece])
+            homes[owner] = _gap(tree, rungs, owner, bisect(starts, clock.own(owner)), embeds, ends)
+    return homes
 
 
-def _gap(tree: Tree, rungs: Sequence[Rung], owner: int, piece: int, after: int) -> int:
-    """Returns the rung that takes the own parameters of a module.
+def _gap(
+    tree: Tree, rungs: Sequence[Rung], owner: int, before: int, embeds: bool, ends: _Ends
+) -> int:
+    """Returns the rung that takes the own parameters of a module outside of all rungs.
 
-    -1 stands for what is before the first one, `len(rungs)` for what is after the last one; `piece`
-    is the largest module around it that holds no rung, `after` counts the rungs before it.
+    Args:
+        tree: the model's columns.
+        rungs: in the order of the clock.
+        owner: the module.
+        before: how many rungs come before it.
+        embeds: whether it is part of an embedding.
+        ends: where goes what is not between two rungs.
     """
-    last = len(rungs)
-    if after == 0:
-        return -1
-    between_stacks = after == last or rungs[after - 1].stack != rungs[after].stack
-    if between_stacks and is_embedding(tree.class_names[piece]):
-        return -1
-    if after == last:
-        return last
+    if before == 0:
+        return ends.before
+    is_last = before == len(rungs)
+    if embeds and (is_last or rungs[before - 1].stack != rungs[before].stack):
+        return ends.embeds
+    if is_last:
+        return ends.behind
     above = {owner, *_above(tree, owner)}
     shared = []
-    for rung in rungs[after - 1 : after + 1]:
+    for rung in rungs[before - 1 : before + 1]:
         row = rung.row
         while row not in above:
             row = tree.parents[row]
         shared.append(row)
-    return after if shared[1] > shared[0] else after - 1
+    return before if shared[1] > shared[0] else before - 1
+
+
+def _holders(tree: Tree, rungs: Sequence[Rung]) -> set[int]:
+    """Returns the rungs and the modules that hold them."""
+    return {each for rung in rungs for each in (rung.row, *_above(tree, rung.row))}
 
 
 def _above(tree: Tree, row: int) -> list[int]:
@@ -248,7 +273,7 @@ def _piece(tree: Tree, holders: set[int], row: int) -> int:
     return row
 
 
-def _closing(shape: Shape, last: Rung, clock: Clock) -> set[int]:
+def _closing(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> list[int]:
     """Returns the modules from the last block to the norm that ends it, before any pooling.
 
     They must stand beside what holds the blocks, as in a ViT or an EfficientNet. A norm that stands
@@ -256,22 +281,22 @@ def _closing(shape: Shape, last: Rung, clock: Clock) -> set[int]:
     the head.
     """
     tree = shape.tree
-    above = {last.row, *_above(tree, last.row)}
-    found: list[int] = []
+    above = {*_above(tree, last.row)}
+    found: set[int] = set()
     later = [row for row in range(len(tree.prefixes)) if clock.whole(row) > clock.whole(last.row)]
     for row in sorted(later, key=clock.whole):
         parent = tree.parents[row]
-        if parent not in above or parent == last.row or row in above:
+        if parent not in above or row in holders:
             continue
         name = tree.class_names[row]
         if "pool" in name.lower() or (name == "Identity" and "norm" in shape.leaf(row)):
-            return set()
+            return []
         if last.stage != last.row and parent == tree.parents[last.stage]:
-            return set()
-        found.append(row)
+            return []
+        found.add(row)
         if shape.numel[row] and _is_norm(shape, row):
-            return set(found)
-    return set()
+            return [row for row in range(len(tree.prefixes)) if found & {row, *_above(tree, row)}]
+    return []
 
 
 def _is_norm(shape: Shape, row: int) -> bool:

@@ -83,9 +83,14 @@ def bind(
 
 def _layers(plan: FreezePlan, walked: Walk) -> tuple[Sequence[int], list[str]]:
     """Returns the layer of each parameter, all 0 for a plan that does not ask; and what to note."""
+    layering = Layering.read(plan.layers)
     if any(rule.verb in BUILDERS for rule in plan.rules):
-        return layer_ids(walked, Layering.read(plan.layers))
-    return [0] * len(walked.tree.names), []
+        return layer_ids(walked, layering)
+    notes = []
+    if layering != Layering():
+        layer_ids(walked, layering)  # raises where it does not fit the model
+        notes = [f"layers={layering.to_dict()} has no effect: no rule goes along the layers"]
+    return [0] * len(walked.tree.names), notes
 
 
 def _layer_at(tree: Tree, layers: Sequence[int], row: int) -> int:

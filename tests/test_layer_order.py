@@ -1,0 +1,417 @@
+"""What structure does not tell of layers: the order of execution, corrections, and notes."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
+
+from freezekit import FreezekitError, FreezePlan, PatternError, PlanError, infer_layers
+
+WIDTH = 8
+
+
+def block() -> nn.Module:
+    """A block with parts and a norm."""
+    return nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+
+
+class Backwards(nn.Module):
+    """A model that is registered from the output to the input, with rows named out of order."""
+
+    def __init__(self) -> None:
+        """Registers the head first and the embedding last."""
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 2)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.upper = nn.ModuleList([block() for _ in range(2)])
+        self.lower = nn.ModuleList([block() for _ in range(2)])
+        self.bridge = nn.Linear(WIDTH, WIDTH)
+        self.patches = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+        """Runs the lower row before the upper one."""
+        x = self.patches(x * scale)
+        for each in self.lower:
+            x = each(x)
+        x = self.bridge(x)
+        for each in self.upper:
+            x = each(x)
+        return functional.linear(self.norm(x), self.head.weight, self.head.bias)
+
+
+EXECUTED = {
+    "stem": ("patches",),
+    "lower.0": ("lower.0",),
+    "lower.1": ("lower.1", "bridge"),
+    "upper.0": ("upper.0",),
+    "upper.1": ("upper.1",),
+    "head": ("head", "norm"),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.ones(1, 3, WIDTH),
+        (torch.ones(1, 3, WIDTH),),
+        {"x": torch.ones(1, 3, WIDTH), "scale": 2.0},
+    ],
+    ids=["argument", "arguments", "keywords"],
+)
+def test_layers_are_in_the_order_of_execution(inputs: object, training: bool) -> None:
+    """A forward pass puts in order what is registered backwards, also what no module calls."""
+    model = Backwards().train(training)
+    layers = infer_layers(model, example_inputs=inputs)
+    assert {layer.name: layer.modules for layer in layers} == EXECUTED
+    assert [layer.name for layer in layers] == list(EXECUTED)
+    assert layers.notes == ()
+
+
+def test_the_order_of_execution_decides_about_the_final_norm() -> None:
+    """The norm that runs behind the last block is its own, wherever it is registered."""
+    layers = infer_layers(
+        Backwards(), example_inputs=torch.ones(1, 3, WIDTH), final_norm="last_block"
+    )
+    assert [layer.modules for layer in layers][-2:] == [("norm", "upper.1"), ("head",)]
+
+
+def test_parts_without_blocks_are_in_the_order_of_execution() -> None:
+    """A small model's layers follow the pass as well, its own parameters with them."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.out, self.enter = nn.Linear(4, 2), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.enter(x)) * self.scale
+
+    by_registration = infer_layers(Small())
+    assert [layer.name for layer in by_registration] == ["out", "enter"]
+    assert by_registration.notes == (
+        "in the order of registration, as structure does not tell: 'out' before 'enter'; "
+        "infer_layers(model, example_inputs=...) shows the order of execution, and blocks=[...] "
+        "says it",
+    )
+    executed = infer_layers(Small(), example_inputs=torch.ones(1, 3))
+    assert [layer.name for layer in executed] == ["enter", "out"]
+    assert executed[1].parameter_names == ("scale", "out.weight", "out.bias")
+
+
+class Disturbed(nn.Module):
+    """A model that draws numbers, counts batches and keeps flat weights as it runs."""
+
+    def __init__(self) -> None:
+        """Registers a norm with statistics, dropout and a recurrent layer."""
+        super().__init__()
+        self.enter = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.rnn = nn.LSTM(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Writes to a buffer in place."""
+        self.calls += 1
+        found: torch.Tensor = self.rnn(self.drop(self.norm(self.enter(x))))[0]
+        return found
+
+
+def test_a_pass_leaves_no_trace() -> None:
+    """Tensors, modes, flags, gradients and random generators are as they were."""
+    model = Disturbed()
+    model.enter.requires_grad_(False)
+    before, numbers = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    identities = [id(each) for each in (*model.parameters(), *model.buffers())]
+    x = torch.ones(2, 3, requires_grad=True)
+    layers = infer_layers(model, example_inputs=x)
+    assert [layer.name for layer in layers] == ["enter", "norm", "rnn"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [id(each) for each in (*model.parameters(), *model.buffers())] == identities
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(module.training for module in model.modules())
+    assert not model.enter.weight.requires_grad
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_order_of_a_meta_model() -> None:
+    """A pass over meta tensors needs no weights."""
+    with torch.device("meta"):
+        layers = infer_layers(Backwards(), example_inputs=torch.ones(1, 3, WIDTH))
+    assert [layer.name for layer in layers] == list(EXECUTED)
+
+
+def test_what_does_not_run_is_noted_and_stays_behind_its_neighbour() -> None:
+    """A block that the pass leaves out follows the one registered before it."""
+    model = Backwards()
+    model.upper.append(block())
+    model.forward = lambda x: Backwards.forward(_without_last(model), x)
+    layers = infer_layers(model, example_inputs=torch.ones(1, 3, WIDTH))
+    assert [layer.name for layer in layers] == [*list(EXECUTED)[:-1], "upper.2", "head"]
+    (note,) = layers.notes
+    assert note.startswith("not used on example_inputs, and placed behind what is registered")
+    assert "12 parameters: upper.2.self_attn.in_proj_weight" in note
+
+
+def _without_last(model: nn.Module) -> nn.Module:
+    shorter = Backwards()
+    for name, child in model.named_children():
+        shorter.add_module(name, child)
+    shorter.upper = nn.ModuleList([*model.upper][:2])
+    return shorter
+
+
+def test_a_looked_at_parameter_is_not_used() -> None:
+    """Creating a tensor like a parameter is no use of it."""
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.enter = nn.Linear(4, 2), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            zero = self.out.weight.new_zeros(1) + torch.zeros_like(self.out.bias).sum()
+            y: torch.Tensor = self.out(self.enter(x.to(self.out.weight.dtype)))
+            return y + zero
+
+    layers = infer_layers(Looks(), example_inputs=torch.ones(1, 3))
+    assert [layer.name for layer in layers] == ["enter", "out"]
+
+
+def test_inputs_that_do_not_fit_are_an_error_with_its_cause() -> None:
+    """The message quotes what the model said, and how inputs are given."""
+    with pytest.raises(FreezekitError) as caught:
+        infer_layers(Backwards(), example_inputs=torch.ones(1, 3, WIDTH + 1))
+    assert str(caught.value).startswith(
+        "Backwards does not run on example_inputs: RuntimeError: mat1 and mat2 shapes"
+    )
+    assert str(caught.value).endswith(
+        "give a tuple of positional arguments, a mapping of keyword arguments, or the only argument"
+    )
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+NAMED: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]]]] = {
+    "the order of two rows": (
+        {"blocks": ["lower.*", "upper.*"], "stem": "patches", "head": ["norm", "head"]},
+        {
+            "stem": ("patches",),
+            "lower.0": ("lower.0",),
+            "lower.1": ("lower.1", "bridge"),
+            "upper.0": ("upper.0",),
+            "upper.1": ("upper.1",),
+            "head": ("head", "norm"),
+        },
+    ),
+    "rows as blocks": (
+        {"blocks": ["lower", "upper"], "stem": "patches", "head": ["norm", "head"]},
+        {"stem": ("patches",), "lower": ("lower", "bridge"), "upper": ("upper",),
+         "head": ("head", "norm")},
+    ),
+    "a row in the head": (
+        {"head": ["head", "norm", "upper"]},
+        {"lower.0": ("lower.0",), "lower.1": ("lower.1",), "head": (
+            "head", "norm", "upper", "bridge", "patches")},
+    ),
+    "blocks by class": (
+        {"blocks": "lower.*@TransformerEncoderLayer", "stem": ["patches", "upper"]},
+        {"stem": ("head", "norm", "upper", "patches"), "lower.0": ("lower.0",),
+         "lower.1": ("lower.1",), "head": ("bridge",)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), NAMED.values(), ids=NAMED.keys())
+def test_the_user_corrects_what_is_found(
+    given: dict[str, Any], expected: dict[str, tuple[str, ...]]
+) -> None:
+    """Named blocks are the blocks, in the order of their patterns; so are stem and head."""
+    layers = infer_layers(Backwards(), **given)
+    assert {layer.name: layer.modules for layer in layers} == expected
+    assert [layer.name for layer in layers] == list(expected)
+    covered = sorted(name for layer in layers for name in layer.parameter_names)
+    assert covered == sorted(name for name, _ in Backwards().named_parameters())
+
+
+def test_what_a_pass_finds_can_be_written_down() -> None:
+    """The layers found by running are the blocks that a plan names."""
+    found = infer_layers(Backwards(), example_inputs=torch.ones(1, 3, WIDTH))
+    blocks = [layer.name for layer in found[1:-1]]
+    layers = infer_layers(Backwards(), stem="patches", blocks=blocks, head=["norm", "head"])
+    assert layers == found
+    assert layers.notes == ()
+
+
+def test_a_tied_head_is_the_embedding_unless_named() -> None:
+    """A tied parameter is in the layer of its first name, or where only its other name is given."""
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40))
+    names = [layer.parameter_names for layer in infer_layers(model, head="lm_head")]
+    assert "transformer.wte.weight" in names[-1]
+    names = [
+        layer.parameter_names
+        for layer in infer_layers(model, stem="transformer.wte", head="lm_head")
+    ]
+    assert "transformer.wte.weight" in names[0]
+
+
+BAD: dict[str, tuple[dict[str, Any], type[PlanError], str]] = {
+    "a pattern without a match": (
+        {"blocks": "uper.*"},
+        PatternError,
+        "layers, blocks: pattern 'uper.*' selects nothing: the model has head, norm, upper, "
+        "lower, bridge, patches; did you mean 'upper.*'?",
+    ),
+    "a part of a block": (
+        {"head": "upper.1.linear2"},
+        PlanError,
+        "head names 2 of the 12 parameters of 'upper.1', which is one layer; name all of it, or "
+        "say with blocks= what the layers are",
+    ),
+    "two parts": (
+        {"stem": "norm", "head": "norm"},
+        PlanError,
+        "stem and head both name 'norm.weight'; name it in one of them",
+    ),
+    "parameters as blocks": (
+        {"blocks": "re:upper.*weight"},
+        PlanError,
+        "blocks=('re:upper.*weight',) names parameters and no module; name the modules that are "
+        "the blocks, e.g. blocks='encoder.blocks.*'",
+    ),
+    "stages and blocks": (
+        {"by": "stage", "blocks": "upper"},
+        PlanError,
+        "by='stage' is about the blocks that are found, and blocks=('upper',) names them; name "
+        "the stages as blocks instead",
+    ),
+    "a syntax error": (
+        {"stem": "[0-11]"},
+        PatternError,
+        "stem: pattern '[0-11]'",
+    ),
+    "nothing": ({"stem": []}, PlanError, "stem takes a pattern or a list of patterns, got []"),
+    "no text": ({"stem": [1]}, PlanError, "stem: patterns must be strings, got (1,)"),
+    "only a taking away": (
+        {"head": "!norm"},
+        PatternError,
+        "head: pattern '!norm': '!' takes away from the patterns before it and there are none; "
+        "write '**', '!norm'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_corrections_are_refused(
+    given: dict[str, Any], kind: type[PlanError], message: str
+) -> None:
+    """The error quotes the part and the pattern, by the call and by a plan alike."""
+    with pytest.raises(kind) as caught:
+        infer_layers(Backwards(), **given)
+    assert str(caught.value).startswith(message)
+    with pytest.raises(kind) as caught:
+        FreezePlan(layers=given).layer_decay(decay=0.5).resolve(Backwards())
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"block": "a"}, "layers has no key 'block'; did you mean 'blocks'? (known: by, "
+         "final_norm, stem, blocks, head)"),
+        (["a"], "layers must be a mapping such as {'blocks': 'encoder.blocks.*'} with keys among "
+         "by, final_norm, stem, blocks, head, got ['a']"),
+        ({"by": "depth"}, "by must be 'block' or 'stage', got 'depth'"),
+    ],
+)  # fmt: skip
+def test_a_plan_refuses_what_is_no_layering(layers: Any, message: str) -> None:  # noqa: ANN401
+    """Keys and values of `layers` are checked when the plan is made, and in a file."""
+    with pytest.raises(PlanError) as caught:
+        FreezePlan(layers=layers)
+    assert str(caught.value) == message
+    with pytest.raises(PlanError) as caught:
+        FreezePlan.from_dict({"version": 1, "layers": layers, "rules": []})
+    assert str(caught.value) == f"plan: {message}"
+
+
+def ladder(plan: FreezePlan, model: nn.Module, names: Mapping[str, str]) -> dict[str, float]:
+    """Returns the factor on the learning rate of one parameter of each part."""
+    phase = plan.resolve(model).at()
+    found = {part: phase.lr(name, base=1.0) for part, name in names.items()}
+    return {part: rate for part, rate in found.items() if rate is not None}
+
+
+def test_a_plan_carries_corrections_to_its_builders() -> None:
+    """Rules along the layers go by the plan's layers, also after a file."""
+    plan = FreezePlan(
+        layers={"blocks": ["lower.*", "upper.*"], "stem": "patches", "head": ["norm", "head"]}
+    ).layer_decay(decay=0.5)
+    names = {
+        "patches": "patches.bias",
+        "lower": "lower.0.norm1.bias",
+        "upper": "upper.1.norm1.bias",
+        "head": "head.bias",
+    }
+    expected = {"patches": 0.5**5, "lower": 0.5**4, "upper": 0.5, "head": 1.0}
+    assert ladder(plan, Backwards(), names) == expected
+    assert ladder(FreezePlan.from_dict(plan.to_dict()), Backwards(), names) == expected
+    assert plan.resolve(Backwards()).warnings == ()
+    assert eval(repr(plan), {"FreezePlan": FreezePlan}) == plan
+    assert plan != FreezePlan(plan.rules)
+    assert plan.freeze("norm").layers == plan.layers
+
+
+def test_a_plan_says_what_its_builders_do_not_know() -> None:
+    """The notes on the layers are among the warnings of a plan that goes by them, no other's."""
+    model = Backwards()
+    (warning,) = FreezePlan().layer_decay(decay=0.5).resolve(model).warnings
+    assert warning == infer_layers(model).notes[0]
+    assert FreezePlan().freeze("norm").resolve(model).warnings == ()
+
+
+def test_layers_without_use_are_a_warning() -> None:
+    """A plan that corrects layers and has no rule along them says so."""
+    plan = FreezePlan(layers={"blocks": "upper.*"}).freeze("norm")
+    assert plan.resolve(Backwards()).warnings == (
+        "layers={'blocks': 'upper.*'} has no effect: no rule goes along the layers",
+    )
+
+
+def test_rows_side_by_side_are_noted_and_stages_are_not() -> None:
+    """Structure orders siblings with numbers and members of a container, and nothing else."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 32}  # fmt: skip
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 40},
+        vision_config={**small, "image_size": 8, "patch_size": 4},
+    )
+    with torch.device("meta"):
+        (note,) = infer_layers(CLIPModel(config)).notes
+    assert "'text_model.encoder.layers.1' before 'vision_model.encoder.layers.0';" in note
+    stages = nn.ModuleDict({f"layer{n}": nn.Sequential(block(), block()) for n in (1, 2)})
+    assert infer_layers(stages).notes == ()
+    wrong = nn.ModuleDict({f"layer{n}": nn.Sequential(block(), block()) for n in (2, 1)})
+    assert "'layer2.1' before 'layer1.0'" in infer_layers(wrong).notes[0]
+
+
+def test_layers_print_as_a_table() -> None:
+    """The text has a line for each layer and for each note."""
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Sequential(block(), block()), nn.Linear(8, 2))
+    assert str(infer_layers(model)) == (
+        "   layer  elements  modules\n"
+        "0  stem         80  0\n"
+        "1  1.0         600  1.0\n"
+        "2  1.1         600  1.1\n"
+        "3  head         18  2"
+    )
+    assert str(infer_layers(Backwards())).splitlines()[-1].startswith("note: in the order of")
+    again = copy.deepcopy(infer_layers(Backwards()))
+    assert again == infer_layers(Backwards())
+    assert again.notes == infer_layers(Backwards()).notes
