@@ -104,7 +104,19 @@ def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
     return Rule(verb, tuple(patterns), **properties)
 
 
+def layerings() -> st.SearchStrategy[dict[str, Any]]:
+    """Draws what a plan may say about layers."""
+    first = plain_patterns
+    several = first | st.tuples(first, first.map(lambda text: f"!{text}")).map(list)
+    parts = {"stem": several, "head": several}
+    norm = {"final_norm": st.sampled_from(["head", "last_block"])}
+    staged = st.fixed_dictionaries(
+        {}, optional=parts | norm | {"by": st.sampled_from(["block", "stage"])}
+    )
+    return staged | st.fixed_dictionaries({}, optional=parts | norm | {"blocks": several})
+
+
 def plans(*, nulls: bool = True) -> st.SearchStrategy[FreezePlan]:
     """Draws a plan; see `rules`."""
     drawn = st.lists(rules(nulls=nulls), max_size=4)
-    return st.builds(FreezePlan, drawn, allow_all_frozen=st.booleans())
+    return st.builds(FreezePlan, drawn, allow_all_frozen=st.booleans(), layers=layerings())

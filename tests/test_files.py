@@ -409,6 +409,17 @@ BAD = [
     ({"version": 1, "rule": []},
      "plan: unknown key 'rule'; did you mean 'rules'? (known: version, rules, allow_all_frozen, "
      "layers)"),
+    ({"version": 1, "rules": [], "layers": {"block": "a"}}, "plan: layers has no key 'block'; did "
+     "you mean 'blocks'? (known: by, final_norm, stem, blocks, head)"),
+    ({"version": 1, "rules": [], "layers": None},
+     "plan: layers has no value; give it one or leave it out"),
+    ({"version": 1, "rules": [], "layers": {"blocks": []}},
+     "plan: blocks takes a pattern or a list of patterns, got []"),
+    ({"version": 1, "rules": [], "layers": {"by": "stage", "blocks": "a"}},
+     "plan: by='stage' is about the blocks that are found, and blocks=('a',) names them; name the "
+     "stages as blocks instead"),
+    ({"version": 1, "rules": [], "layers": {"final_norm": "stem"}},
+     "plan: final_norm must be 'head' or 'last_block', got 'stem'"),
     ({"version": 1, "rules": [], "x": 1},
      "plan: unknown key 'x' (known: version, rules, allow_all_frozen, layers)"),
     ({"version": 1, "rules": [], "allow_all_frozen": "yes"},
