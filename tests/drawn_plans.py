@@ -83,6 +83,7 @@ def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
         "order": st.sampled_from(["top_down", "bottom_up"]),
         "decay": st.floats(0, 1, exclude_min=True) | st.just(1),
         "top": st.sampled_from(["head", "selection"]),
+        "count": st.sampled_from(["all", "selection"]),
         "min_mult": st.floats(0, 1) | st.integers(0, 1),
         "low": st.floats(0, 1, exclude_min=True) | st.just(1),
         "high": st.floats(1, allow_infinity=False) | st.integers(1, 10),

@@ -98,12 +98,18 @@ def test_layer_decay_of_ulmfit() -> None:
         ({"top": "selection"}, [1], [1.0]),
         ({"min_mult": 0.3}, [0, 1, 2, 3], [0.3, 0.3, 0.5, 1.0]),
         ({"top": "selection"}, [], []),
+        ({"count": "all"}, [0, 2], [0.125, 0.5]),
+        ({"count": "selection"}, [0, 2, 3], [0.25, 0.5, 1.0]),
+        ({"count": "selection"}, [0, 2], [0.25, 0.5]),
+        ({"count": "selection", "top": "selection"}, [0, 2], [0.5, 1.0]),
+        ({"count": "selection", "top": "selection"}, [0, 1, 3], [0.25, 0.5, 1.0]),
+        ({"count": "selection"}, [], []),
     ],
 )
 def test_layer_decay_counts_from_its_top(
     properties: dict[str, Any], layers: list[int], expected: list[float]
 ) -> None:
-    """Distance counts all layers, from the model's last or the selection's, down to `min_mult`."""
+    """Distance counts all layers or the selected, from the model's last or the selection's."""
     rule = Rule("layer_decay", ("**",), decay=0.5, **properties)
     assert said(rule, layers, 3, "lr_mult") == expected
     with_lr = Rule("layer_decay", ("**",), decay=0.5, lr=0.1, **properties)
@@ -286,6 +292,48 @@ def test_groups_of_a_builder() -> None:
     ]
     assert len({group["name"] for group in groups}) == 3
     applied.release()
+
+
+def vit(*, head: bool = True) -> nn.Module:
+    """Twelve blocks between patches and a final norm, as a ViT-tiny has."""
+    block = nn.TransformerEncoderLayer(4, 2, 8, norm_first=True, batch_first=True)
+    blocks = nn.TransformerEncoder(block, 12, enable_nested_tensor=False).layers
+    parts = {"patches": nn.Linear(4, 4), "blocks": blocks, "norm": nn.LayerNorm(4)}
+    return nn.ModuleDict(parts | ({"head": nn.Linear(4, 2)} if head else {}))
+
+
+@pytest.mark.parametrize(
+    ("final_norm", "with_head", "expected"),
+    [
+        ("last_block", True, [0.023757264, 0.031676352, 0.75, 0.75, 1.0]),
+        ("head", True, [0.023757264, 0.031676352, 0.75, 1.0, 1.0]),
+        ("last_block", False, [0.75**12, 0.75**11, 1.0, 1.0]),
+        ("head", False, [0.023757264, 0.031676352, 0.75, 1.0]),
+    ],
+)
+def test_layer_decay_by_both_conventions(
+    final_norm: str, with_head: bool, expected: list[float]
+) -> None:
+    """A plan says where the final norm belongs; without a head the last layer has the full rate."""
+    plan = FreezePlan(layers={"final_norm": final_norm}).layer_decay(decay=0.75)
+    phase = plan.resolve(vit(head=with_head)).at()
+    names = ["patches.bias", "blocks.0.norm1.bias", "blocks.11.norm1.bias", "norm.bias"]
+    names += ["head.bias"] if with_head else []
+    rates = [phase.lr(name, base=1.0) for name in names]
+    assert rates == pytest.approx(expected, rel=1e-7)
+
+
+def test_layers_frozen_by_other_rules_count_unless_left_out() -> None:
+    """Distance is counted over what is frozen, or over what the rule selects only."""
+    model = encoder_with_head(3)
+    frozen = FreezePlan().freeze("body.layers.1")
+    names = ("body.layers.0.norm1.bias", "body.layers.2.norm1.bias", "head.bias")
+    phase = frozen.layer_decay(decay=0.5).resolve(model).at()
+    assert [phase.lr(name, base=1.0) for name in names] == [0.125, 0.5, 1.0]
+    phase = (
+        frozen.layer_decay("**", "!body.layers.1", decay=0.5, count="selection").resolve(model).at()
+    )
+    assert [phase.lr(name, base=1.0) for name in names] == [0.25, 0.5, 1.0]
 
 
 def test_builders_work_on_meta_models() -> None:

@@ -495,7 +495,7 @@ BAD = [
      f"{MOMENTS.removesuffix('missing_ok')}lr, lr_mult, weight_decay, warmup_steps, options, "
      "frozen_mode, missing_ok, rows)"),
     (one(layer_decay="a", decya=0.5), "plan, rule 1: layer_decay has no property 'decya'; did you "
-     f"mean 'decay'? (known: {MOMENTS}, decay, top, lr, min_mult)"),
+     f"mean 'decay'? (known: {MOMENTS}, decay, top, count, lr, min_mult)"),
     (one(layer_decay="a"), "plan, rule 1: layer_decay('a'): decay is missing; give the factor "
      "from one layer to the next below, e.g. decay=0.8"),
     (one(layer_decay="a", decay=1.5), "plan, rule 1: layer_decay('a', decay=1.5): decay must be "

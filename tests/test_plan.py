@@ -121,7 +121,8 @@ def test_bad_value_is_quoted_with_the_rule(properties: dict[str, Any], problem: 
         (lambda: FreezePlan().no_decay("a", at_epochs=1), "no_decay has no property 'at_epochs'; "
          "did you mean 'at_epoch'? (" + KNOWN + "missing_ok)"),
         (lambda: FreezePlan().layer_decay("a", decay=1, lr_mult=2), "layer_decay has no property "
-         "'lr_mult'; did you mean 'min_mult'? (" + KNOWN + "missing_ok, decay, top, lr, min_mult)"),
+         "'lr_mult'; did you mean 'min_mult'? (" + KNOWN + "missing_ok, decay, top, count, lr, "
+         "min_mult)"),
         (lambda: FreezePlan().lr_range("a", lo=1, high=2), "lr_range has no property 'lo'; did you "
          "mean 'low'? (" + KNOWN + "missing_ok, low, high)"),
         (lambda: FreezePlan().lr_range(low=1, high=2), "lr_range(low=1, high=2): no pattern is "

@@ -70,7 +70,9 @@ def _decay(rule: Rule, layers: Sequence[int], top: int) -> list[Said]:
     """Returns the factor of each layer, or its learning rate where the top one's is given."""
     assert rule.decay is not None
     highest = max(layers, default=top) if rule.top == "selection" else top
-    mults = [max(rule.decay ** (highest - layer), rule.min_mult or 0.0) for layer in layers]
+    counted = sorted({*layers, highest}) if rule.count == "selection" else range(highest + 1)
+    distances = {layer: distance for distance, layer in enumerate(reversed(counted))}
+    mults = [max(rule.decay ** distances[layer], rule.min_mult or 0.0) for layer in layers]
     if rule.lr is None:
         return [("group", {"lr_mult": mult}) for mult in mults]
     return [("group", {"lr": rule.lr * mult}) for mult in mults]

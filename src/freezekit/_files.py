@@ -16,7 +16,7 @@ from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
 
 _KEYS = ("version", "rules", "allow_all_frozen", "layers")
-_TEXTS = ("rows", "frozen_mode", "order", "top")
+_TEXTS = ("rows", "frozen_mode", "order", "top", "count")
 _VERSION_LINES = {".toml": f"version = {VERSION}", ".json": f'"version": {VERSION}'}
 
 

@@ -179,18 +179,20 @@ class FreezePlan:
         """Returns the plan with a rule that lowers the learning rate from layer to layer.
 
         The factor on the learning rate is `max(decay ** distance, min_mult)`. The distance is
-        counted in the layers of `infer_layers`, also those that the patterns leave out: from the
-        model's last layer with `top="head"` (the default), from the last one in which the
-        patterns select something with `top="selection"`. `lr` is the learning rate where the
-        factor is 1; without it the factors are on the base learning rate. Layer-wise learning
+        counted from the model's last layer with `top="head"` (the default), so that it is
+        `n_layers - 1 - index` of `infer_layers`, or from the last layer in which the patterns
+        select something with `top="selection"`. With `count="all"` (the default) layers that the
+        patterns leave out count too, with `count="selection"` they do not; what other rules
+        freeze counts, unless it is left out that way. `lr` is the learning rate where the factor
+        is 1; without it the factors are on the base learning rate. Layer-wise learning
         rate decay, as in Clark et al. (2020), https://arxiv.org/abs/2003.10555, and Bao et al.
         (2022), https://arxiv.org/abs/2106.08254; with `decay=1 / 2.6` the discriminative
         fine-tuning of Howard and Ruder (2018), https://arxiv.org/abs/1801.06146.
 
         Args:
             *patterns: where; without any, everywhere.
-            **properties: `decay` (required, in (0, 1]), `top`, `lr`, `min_mult` (default 0),
-                moments and `missing_ok`, see `Rule`.
+            **properties: `decay` (required, in (0, 1]), `top`, `count`, `lr`, `min_mult`
+                (default 0), moments and `missing_ok`, see `Rule`.
 
         Raises:
             PlanError: the rule is not valid; `PatternError` for a pattern.

@@ -50,6 +50,7 @@ class Rule:
         order: "top_down" (default) opens the layers next to the output first, "bottom_up" last.
         decay: what `layer_decay` multiplies the learning rate by from one layer to the next below.
         top: where it is 1: "head" (default) is the model's last layer, "selection" the rule's.
+        count: what it is counted in: "all" (default) the model's layers, "selection" the rule's.
         min_mult: the least factor.
         low: learning rate that `lr_range` gives its lowest layer.
         high: the one that it gives its top layer.
@@ -89,6 +90,7 @@ class Rule:
     order: Literal["top_down", "bottom_up"] | None = field(default=None, kw_only=True)
     decay: float | None = field(default=None, kw_only=True)
     top: Literal["head", "selection"] | None = field(default=None, kw_only=True)
+    count: Literal["all", "selection"] | None = field(default=None, kw_only=True)
     min_mult: float | None = field(default=None, kw_only=True)
     low: float | None = field(default=None, kw_only=True)
     high: float | None = field(default=None, kw_only=True)
@@ -209,7 +211,11 @@ def check_patterns(patterns: Sequence[object]) -> None:
         )
 
 
-_CHOICES = {"order": ("top_down", "bottom_up"), "top": ("head", "selection")}
+_CHOICES = {
+    "order": ("top_down", "bottom_up"),
+    "top": ("head", "selection"),
+    "count": ("all", "selection"),
+}
 _NEEDED = {
     "layer_decay": {"decay": "the factor from one layer to the next below, e.g. decay=0.8"},
     "lr_range": {

@@ -64,6 +64,7 @@ class LayerDecayProperties(SelectionProperties, total=False):
 
     decay: Required[float]
     top: Literal["head", "selection"]
+    count: Literal["all", "selection"]
     lr: float
     min_mult: float
 
