@@ -504,6 +504,39 @@ def test_learning_rates_fall_from_layer_to_layer(lr: float | None) -> None:
     assert low.lr(names[0], base=1e-3) == base
 
 
+def two_rows() -> nn.Module:
+    """Returns a model whose last row of blocks is registered first."""
+    return Named(head=nn.Linear(4, 2), late=stack(2), early=stack(2))
+
+
+ROWS = {"blocks": ["early.*", "late.*"], "head": "head"}
+ALONG = {
+    "gradual_unfreezing": (
+        (), f"FreezePlan(layers={ROWS}).freeze('**').unfreeze_layerwise('**')"),
+    "discriminative": (
+        (), f"FreezePlan(layers={ROWS}).layer_decay('**', decay={1 / 2.6})"),
+    "layer_decay_finetuning": (
+        (), f"FreezePlan(layers={ROWS}).layer_decay('**', decay=0.8).no_decay('**')"),
+    "last_n_layers": ((1,), "FreezePlan().freeze('**').unfreeze('late.1')"),
+    "first_n_layers": ((1,), "FreezePlan().freeze('**').unfreeze('early.0')"),
+    "first_n_layers_frozen": ((3,), "FreezePlan().freeze('late.0', 'early')"),
+    "progressive_freezing": (
+        (), "FreezePlan().freeze('early.0', at_fraction=0.512).freeze('early.1', "
+        "at_fraction=0.614125).freeze('late.0', at_fraction=0.729).freeze('late.1', "
+        "at_fraction=0.857375)"),
+    "surgical": (("output",), "FreezePlan().freeze('**').unfreeze('head')"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_recipes_go_by_the_layers_that_the_user_names(name: str) -> None:
+    """Corrections decide which blocks come first; a plan along the layers carries them."""
+    args, expected = ALONG[name]
+    plan = getattr(recipes, name)(two_rows(), *args, layers=ROWS)
+    assert repr(plan) == expected
+    assert plan.resolve(two_rows(), total_epochs=9, steps_per_epoch=1).warnings == ()
+
+
 def test_layer_decay_spares_norms_and_biases() -> None:
     """As in ELECTRA and BEiT they have no weight decay."""
     explain = recipes.layer_decay_finetuning(bert()).resolve(bert()).explain

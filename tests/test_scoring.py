@@ -251,6 +251,18 @@ def test_tied_weights_count_once_and_never_contradict() -> None:
     assert scores.rows[0].value == pytest.approx(ratio.item(), rel=1e-5)
 
 
+def test_layers_are_scored_as_the_user_divides_them() -> None:
+    """`layers` says what gets a row."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    scores = score_layers(
+        model,
+        [torch.ones(1, 2)],
+        lambda model, batch: model(batch).mean(),
+        layers={"stem": "[0]", "blocks": "[1]"},
+    )
+    assert [row.name for row in scores.rows] == ["stem", "1", "head"]
+
+
 def test_kinds_are_paths_inside_the_block() -> None:
     """What repeats in every block is one kind, whatever stands outside is one by itself."""
     config = LlamaConfig(

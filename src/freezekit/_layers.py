@@ -145,8 +145,6 @@ def infer_layers(
         2 1.layers.1 ('1.layers.1',) 600
         3 head ('2',) 18
     """
-    if not isinstance(model, torch.nn.Module):
-        raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
     given = {"by": by, "final_norm": final_norm, "stem": stem, "blocks": blocks, "head": head}
     layering = Layering.read({key: value for key, value in given.items() if value is not None})
     return read_layers(model, layering, example_inputs)
@@ -156,6 +154,8 @@ def read_layers(
     model: torch.nn.Module, layering: Layering, example_inputs: object = None
 ) -> Layers:
     """Returns the layers of a model as a layering says; see `infer_layers`."""
+    if not isinstance(model, torch.nn.Module):
+        raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
     walked = walk(model, Automaton([], []))
     tree, shape = walked.tree, Shape(walked.tree)
     uses = None if example_inputs is None else _uses(walked, example_inputs)

@@ -117,6 +117,11 @@ class Tree:
         return found
 
 
+def is_bias(leaf: str) -> bool:
+    """Returns whether a parameter is a bias, by its name in its module."""
+    return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
+
+
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the module inside torch's wrappers."""
     while inner := _wrapped_name(type(module)):

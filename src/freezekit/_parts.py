@@ -11,9 +11,11 @@ import torch
 
 from ._automaton import Automaton
 from ._glob import class_name
-from ._layers import Layer, infer_layers
+from ._layering import Layering
+from ._layers import Layer, read_layers
 from ._names import Tree, unwrap, walk
 from ._plan import FreezePlan
+from ._verbs import LayerProperties
 from .errors import PlanError
 
 _SPECIAL = re.compile(r"[][{}@*?!]|^re:")
@@ -28,11 +30,13 @@ class Parts:
         model: the model itself.
         tree: its columns.
         layers: its layers.
+        layering: what is said about them.
     """
 
     model: torch.nn.Module
     tree: Tree
     layers: tuple[Layer, ...]
+    layering: Layering
 
     @property
     def title(self) -> str:
@@ -55,15 +59,20 @@ class Parts:
         return self.layers[self.has_stem : len(self.layers) - self.has_tail]
 
 
-def parts_of(model: torch.nn.Module) -> Parts:
+def parts_of(model: torch.nn.Module, layers: LayerProperties | None = None) -> Parts:
     """Returns the parts of a model.
 
+    Args:
+        model: any module.
+        layers: what is said about its layers.
+
     Raises:
-        PlanError: `model` is no module, or has no parameters.
+        PlanError: `model` is no module, has no parameters, or `layers` does not fit it.
     """
-    layers = infer_layers(model)
-    parts = Parts(model, walk(model, Automaton([], [])).tree, layers)
-    if not layers:
+    layering = Layering.read(layers or {})
+    found = read_layers(model, layering)
+    parts = Parts(model, walk(model, Automaton([], [])).tree, found, layering)
+    if not found:
         raise PlanError(f"{parts.title} has no parameters, so there is nothing to train or freeze")
     return parts
 

@@ -12,7 +12,7 @@ from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
 from ._layering import Layering
 from ._layers import layer_ids
 from ._matches import Selection, check_matches
-from ._names import MARK, Tree, Walk, walk
+from ._names import MARK, Tree, Walk, is_bias, walk
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
 from ._rules import parse_rows
@@ -142,8 +142,7 @@ def _traits(plan: FreezePlan, tree: Tree) -> list[int]:
 
 def _is_small(name: str, shape: torch.Size | None) -> bool:
     """Returns whether a tensor is a bias by its name or of rank 1 or less."""
-    leaf = name.rpartition(".")[2]
-    if leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias"):
+    if is_bias(name.rpartition(".")[2]):
         return True
     if shape is None:
         raise PlanError(

@@ -18,11 +18,14 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from ._builders import BUILDERS
+from ._layering import Layering
 from ._layers import Layer
+from ._names import is_bias
 from ._parts import Parts, block_patterns, find_head, literal, no_head, parts_of, patterns_for
 from ._plan import FreezePlan
 from ._rules import Rule, is_real, whole_number
-from ._verbs import did_you_mean
+from ._verbs import LayerProperties, did_you_mean
 from .errors import PlanError
 
 __all__ = [
@@ -163,6 +166,7 @@ def gradual_unfreezing(
     every_epochs: int | None = None,
     every_steps: int | None = None,
     layers_per_phase: int | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that opens one layer after another, from the output to the input.
 
@@ -181,6 +185,7 @@ def gradual_unfreezing(
         every_epochs: epochs from one opening to the next, by default one.
         every_steps: the same in optimizer steps.
         layers_per_phase: layers that open together, by default one.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: a number is out of its range; `PatternError` for a pattern that selects nothing.
@@ -195,7 +200,7 @@ def gradual_unfreezing(
         >>> [str(phase) for phase in plan.resolve(model).phases]
         ['epochs 0 to 1', 'epochs 2 to 3', 'from epoch 4']
     """
-    parts, named = parts_of(model), _named(head)
+    parts, named = parts_of(model, layers), _named(head)
     layerwise = Rule(
         "unfreeze_layerwise",
         ("**", *(f"!{pattern}" for pattern in named)),
@@ -214,6 +219,7 @@ def discriminative(
     head: Patterns | None = None,
     decay: float = 1 / 2.6,
     lr: float | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan in which each layer learns more slowly than the one above it.
 
@@ -229,6 +235,7 @@ def discriminative(
         head: patterns of what has the full learning rate as well, beside the model's last layer.
         decay: factor from one layer to the next below.
         lr: the learning rate of the last layer; without it the factors are on the optimizer's.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: a number is out of its range; `PatternError` for a pattern that selects nothing.
@@ -241,7 +248,7 @@ def discriminative(
         >>> [round(phase.lr(f"{number}.weight"), 6) for number in range(3)]
         [0.001479, 0.003846, 0.01]
     """
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     return _plan(parts, *_decayed(_named(head), Rule("layer_decay", ("**",), decay=decay, lr=lr)))
 
 
@@ -252,6 +259,7 @@ def layer_decay_finetuning(
     decay: float = 0.8,
     min_mult: float | None = None,
     lr: float | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan for fine-tuning with layer-wise learning rate decay.
 
@@ -270,6 +278,7 @@ def layer_decay_finetuning(
         decay: factor from one layer to the next below.
         min_mult: the least factor, by default 0.
         lr: the learning rate of the last layer; without it the factors are on the optimizer's.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: a number is out of its range; `PatternError` for a pattern that selects nothing.
@@ -281,7 +290,7 @@ def layer_decay_finetuning(
         >>> recipes.layer_decay_finetuning(model, decay=0.75, lr=1e-3)
         FreezePlan().layer_decay('**', lr=0.001, decay=0.75).no_decay('**')
     """
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     ladder = Rule("layer_decay", ("**",), decay=decay, min_mult=min_mult, lr=lr)
     return _plan(parts, *_decayed(_named(head), ladder), Rule("no_decay", ("**",)))
 
@@ -294,6 +303,7 @@ def last_n_layers(
     train_head: bool = False,
     head: Patterns | None = None,
     lr: float | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that trains the last `n` repeated blocks, and nothing else unless asked.
 
@@ -312,6 +322,7 @@ def last_n_layers(
         head: patterns of the head; without them it is found, see
             the page on recipes.
         lr: the learning rate of all that trains.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: the model has fewer blocks, or no head is found; `PatternError` for a pattern
@@ -327,7 +338,7 @@ def last_n_layers(
         >>> recipes.last_n_layers(model, 2, within="self_attn")
         FreezePlan().freeze('**').unfreeze('encoder.layers.{1..2}.self_attn')
     """
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     blocks = parts.blocks[len(parts.blocks) - _count("n", n, parts, least=1) :]
     return _only(parts, blocks, within, _asked_head(parts, head, train_head), lr)
 
@@ -340,6 +351,7 @@ def first_n_layers(
     train_head: bool = False,
     head: Patterns | None = None,
     lr: float | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that trains the first `n` repeated blocks, and nothing else unless asked.
 
@@ -357,6 +369,7 @@ def first_n_layers(
         head: patterns of the head; without them it is found, see
             the page on recipes.
         lr: the learning rate of all that trains.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: the model has fewer blocks, or no head is found; `PatternError` for a pattern
@@ -369,13 +382,18 @@ def first_n_layers(
         >>> recipes.first_n_layers(model, 2, train_head=True)
         FreezePlan().freeze('**').unfreeze('{0..1}', '3')
     """
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     blocks = parts.blocks[: _count("n", n, parts, least=1)]
     return _only(parts, blocks, within, _asked_head(parts, head, train_head), lr)
 
 
 def first_n_layers_frozen(
-    model: torch.nn.Module, n: int, *, freeze_stem: bool = True, head: Patterns | None = None
+    model: torch.nn.Module,
+    n: int,
+    *,
+    freeze_stem: bool = True,
+    head: Patterns | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that freezes the stem and the first `n` repeated blocks.
 
@@ -391,6 +409,7 @@ def first_n_layers_frozen(
         n: how many blocks; 0 for the stem alone.
         freeze_stem: whether what stands before the first block is frozen too.
         head: patterns of what trains in any case.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: the model has fewer blocks, or nothing is left to train or to freeze;
@@ -403,7 +422,7 @@ def first_n_layers_frozen(
         >>> recipes.first_n_layers_frozen(model, 2)
         FreezePlan().freeze('{0..1}')
     """
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     with_stem = parts.has_stem and freeze_stem
     count = _count("n", n, parts, least=0 if with_stem else 1)
     start = 0 if with_stem else int(parts.has_stem)
@@ -453,7 +472,7 @@ def bitfit(
     """
     parts = parts_of(model)
     leaves = [name.rpartition(".")[2] for name in parts.tree.names]
-    biases = tuple(dict.fromkeys(leaf for leaf in leaves if _is_bias(leaf)))
+    biases = tuple(dict.fromkeys(leaf for leaf in leaves if is_bias(leaf)))
     if not biases:
         raise PlanError(
             f"bitfit trains biases and {parts.title} has none among its {len(leaves)} parameters; "
@@ -521,6 +540,7 @@ def progressive_freezing(
     schedule: Literal["cubic", "linear"] = "cubic",
     total_epochs: int | None = None,
     head: Patterns | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that freezes one layer after another, from the input to the output.
 
@@ -543,6 +563,7 @@ def progressive_freezing(
         total_epochs: length of the training; with it the moments are whole epochs, rounded up.
             Without it they are fractions, and `apply` is told the length.
         head: patterns of what never freezes, beside the last layer.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: a value is out of its range, or no layer would freeze; `PatternError` for a
@@ -562,7 +583,7 @@ def progressive_freezing(
     _choice("schedule", schedule, ("cubic", "linear"))
     if total_epochs is not None:
         total_epochs = whole_number("total_epochs", total_epochs, 1)
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     *lower, _ = parts.layers
     rules = []
     for layer in lower:
@@ -588,6 +609,7 @@ def surgical(
     *,
     head: Patterns | None = None,
     lr: float | None = None,
+    layers: LayerProperties | None = None,
 ) -> FreezePlan:
     """Returns the plan that trains one part of a model, chosen by how the data has changed.
 
@@ -609,6 +631,7 @@ def surgical(
         head: patterns of the head: for "output" all that trains, otherwise what trains as well;
             without them, for "output", it is found.
         lr: the learning rate of all that trains.
+        layers: what `infer_layers` should know of the model, see the page on recipes.
 
     Raises:
         PlanError: the kind of shift is unknown, the model has no middle, or no head is found;
@@ -626,7 +649,7 @@ def surgical(
         FreezePlan().freeze('**').unfreeze('5')
     """
     _choice("shift", shift, ("input", "feature", "output"))
-    parts = parts_of(model)
+    parts = parts_of(model, layers)
     if shift == "output":
         patterns = _head(parts, head)
     else:
@@ -658,7 +681,8 @@ def _only(
 
 def _plan(parts: Parts, *rules: Rule) -> FreezePlan:
     """Returns the plan with these rules once it is known to work on the model."""
-    plan = FreezePlan(rules)
+    along = any(rule.verb in BUILDERS for rule in rules)
+    plan = FreezePlan(rules, layers=parts.layering if along else Layering())
     resolved = plan.resolve(parts.model, **_TRIAL)
     for phase in resolved.phases:
         if not phase.trainable:
@@ -683,6 +707,8 @@ def _head(parts: Parts, given: Patterns | None, way_out: str = "") -> tuple[str,
     """Returns the patterns of the head: those given, or those of the one that is found."""
     if given is not None:
         return _named(given)
+    if parts.layering.head:
+        return parts.layering.head
     names = find_head(parts)
     if not names:
         raise no_head(parts, way_out)
@@ -724,11 +750,6 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raises where a value is none of the known ones."""
     if value not in known:
         raise PlanError(f"{name} is {value!r}{did_you_mean(str(value), known)}")
-
-
-def _is_bias(leaf: str) -> bool:
-    """Returns whether a parameter is a bias by its name, as `no_decay` sees it."""
-    return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
 
 
 def _anywhere(parts: Parts, leaf: str) -> str:

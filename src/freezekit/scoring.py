@@ -13,10 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from ._automaton import Automaton
 from ._gradients import LossFn, gradient_norms, joint_norm, norm, undisturbed
-from ._layers import Layer, infer_layers
+from ._layering import Layering
+from ._layers import Layer, read_layers
 from ._names import Tree, unwrap, walk
 from ._parts import cover, literal
 from ._plan import FreezePlan
+from ._verbs import LayerProperties
 from .errors import FreezekitError, PlanError
 
 __all__ = ["Score", "Scores", "score_layers", "to_plan"]
@@ -90,6 +92,7 @@ def score_layers(
     loss_fn: LossFn | None = None,
     *,
     method: Method = "relative_gradient_norm",
+    layers: LayerProperties | None = None,
 ) -> Scores:
     """Scores the parts of a model by how much there is to gain from training them.
 
@@ -114,6 +117,7 @@ def score_layers(
         batches: a few batches of the data to train on, not for "snr".
         loss_fn: called as `loss_fn(model, batch)`, returns a scalar, not for "snr".
         method: how to score.
+        layers: what `infer_layers` should know of the model, e.g. `{"by": "stage"}`.
 
     Returns:
         A row for each layer, for "snr" for each weight matrix with the vectors of its module.
@@ -133,7 +137,7 @@ def score_layers(
     if method not in get_args(Method):
         known = ", ".join(map(repr, get_args(Method)))
         raise PlanError(f"method={method!r} is unknown; there are {known}")
-    layers = infer_layers(model)
+    found = read_layers(model, Layering.read(layers or {}))
     tree, modules = walk(model, Automaton([], []))
     parameters = [
         modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]
@@ -145,7 +149,7 @@ def score_layers(
     if method == "snr":
         if batches is not None or loss_fn is not None:
             raise PlanError("method='snr' reads the weights alone; leave out batches and loss_fn")
-        parts = _weight_matrices(tree, layers, named)
+        parts = _weight_matrices(tree, found, named)
         values = [_snr(name, named[name]) for name in (part.scored for part in parts)]
     else:
         if batches is None or loss_fn is None:
@@ -153,7 +157,7 @@ def score_layers(
                 f"method={method!r} needs data: score_layers(model, batches, loss_fn, ...); "
                 "only method='snr' does without"
             )
-        parts = [_Part(layer.name, None, layer.parameter_names, "") for layer in layers]
+        parts = [_Part(layer.name, None, layer.parameter_names, "") for layer in found]
         values = _gradient_values(unwrap(model), parts, named, batches, loss_fn, method)
     patterns = [tuple(map(literal, cover(tree, part.names))) for part in parts]
     rows = tuple(
