@@ -1,6 +1,7 @@
 """What structure does not tell of layers: the order of execution, corrections, and notes."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_what_does_not_run_is_noted_and_stays_behind_its_neighbour() -> None:
     """A block that the pass leaves out follows the one registered before it."""
     model = Backwards()
     model.upper.append(block())
-    model.forward = lambda x: Backwards.forward(_without_last(model), x)
+    model.forward = lambda x: Backwards.forward(_shorter(model, "upper"), x)
     layers = infer_layers(model, example_inputs=torch.ones(1, 3, WIDTH))
     assert [layer.name for layer in layers] == [*list(EXECUTED)[:-1], "upper.2", "head"]
     (note,) = layers.notes
@@ -161,11 +162,12 @@ def test_what_does_not_run_is_noted_and_stays_behind_its_neighbour() -> None:
     assert "12 parameters: upper.2.self_attn.in_proj_weight" in note
 
 
-def _without_last(model: nn.Module) -> nn.Module:
+def _shorter(model: nn.Module, name: str) -> nn.Module:
+    """Returns a model of the same parts, two of them in the row of that name."""
     shorter = Backwards()
-    for name, child in model.named_children():
-        shorter.add_module(name, child)
-    shorter.upper = nn.ModuleList([*model.upper][:2])
+    for each, child in model.named_children():
+        shorter.add_module(each, child)
+    setattr(shorter, name, nn.ModuleList([*model.get_submodule(name).children()][:2]))
     return shorter
 
 
@@ -415,3 +417,95 @@ def test_layers_print_as_a_table() -> None:
     again = copy.deepcopy(infer_layers(Backwards()))
     assert again == infer_layers(Backwards())
     assert again.notes == infer_layers(Backwards()).notes
+
+
+class Towers(nn.Module):
+    """Two rows of blocks, one behind the other or side by side."""
+
+    def __init__(self, *, chained: bool) -> None:
+        """Registers two rows and what joins them."""
+        super().__init__()
+        self.chained = chained
+        self.text = nn.ModuleList([block() for _ in range(2)])
+        self.image = nn.ModuleList([block() for _ in range(2)])
+        self.out = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Writes into a tensor made before, so that data flows through a view."""
+        y, both = x, torch.zeros(2, *x.shape)
+        for each in self.text:
+            y = each(y)
+        both[0].copy_(y)
+        y = both[0] if self.chained else x
+        for each in self.image:
+            y = each(y)
+        both[1] = y
+        found: torch.Tensor = self.out(both.sum(0))
+        return found
+
+
+def test_rows_that_run_side_by_side_are_noted() -> None:
+    """The order of execution is no order of data; where none flows, a note says so."""
+    x = torch.ones(1, 3, WIDTH)
+    assert infer_layers(Towers(chained=True), example_inputs=x).notes == ()
+    assert infer_layers(Towers(chained=False), example_inputs=x).notes == (
+        "side by side, and counted one behind the other: 'text.1' and 'image.0'; no data was seen "
+        "to flow from the first to the second",
+    )
+
+
+def test_a_named_sequence_is_in_order() -> None:
+    """A container says what follows what, whatever its members are called."""
+    parts = OrderedDict(enter=nn.Linear(3, 4), out=nn.Linear(4, 2))
+    assert infer_layers(nn.Sequential(parts)).notes == ()
+
+
+def test_what_a_module_uses_first_decides_for_its_own_parameters() -> None:
+    """A module that uses one of its own parameters at the start and one at the end starts."""
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.scale = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))
+            self.out, self.enter = nn.Linear(4, 2), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.enter(x + self.token)) * self.scale
+
+    layers = infer_layers(Ends(), example_inputs=torch.ones(1, 3))
+    assert [layer.parameter_names[:2] for layer in layers] == [
+        ("token", "scale"),
+        ("out.weight", "out.bias"),
+    ]
+
+
+def test_what_does_not_run_follows_what_is_registered_before_it() -> None:
+    """A part outside of the blocks that the pass leaves out stays with its neighbour."""
+    model = Backwards()
+    model.lower.add_module("extra", nn.Linear(WIDTH, WIDTH))
+    model.forward = lambda x: Backwards.forward(_shorter(model, "lower"), x)
+    layers = {
+        layer.name: layer.modules
+        for layer in infer_layers(model, example_inputs=torch.ones(1, 3, WIDTH))
+    }
+    assert layers["lower.1"] == ("lower.1", "lower.extra", "bridge")
+
+
+class Wrong(nn.Module):
+    """A model of which the second row is registered first, each part beside the next."""
+
+    def __init__(self) -> None:
+        """Registers the parts."""
+        super().__init__()
+        self.enter = nn.Linear(WIDTH, WIDTH)
+        self.upper = nn.ModuleList([block()])
+        self.lower = nn.ModuleList([block()])
+        self.norm = nn.LayerNorm(WIDTH)
+
+
+def test_neighbours_of_a_row_that_is_not_at_the_end_join_it() -> None:
+    """Where the order is given, what stands before another than the first block is no stem."""
+    layers = infer_layers(Wrong(), blocks=["lower.*", "upper.*"])
+    assert [layer.modules for layer in layers] == [("lower", "norm"), ("enter", "upper")]
+    layers = infer_layers(Wrong(), blocks=["lower.*", "upper.*"], final_norm="last_block")
+    assert [layer.modules for layer in layers] == [("lower",), ("enter", "upper", "norm")]

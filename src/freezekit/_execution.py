@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import torch
 from torch.func import functional_call
@@ -18,8 +20,22 @@ _LOOKS = ("new_", "_like")
 """What operators have in their names that read of a tensor its shape, dtype and device only."""
 
 
-def first_uses(model: torch.nn.Module, inputs: object) -> dict[int, int]:
-    """Runs a model once, without gradients, and returns the operation that first uses each tensor.
+class Use(NamedTuple):
+    """The first operation that uses a parameter.
+
+    Attributes:
+        moment: its number among the operations of the pass.
+        behind: which parameters had a part in what it was used with, a bit for each.
+    """
+
+    moment: int
+    behind: int
+
+
+def first_uses(
+    model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter], inputs: object
+) -> list[Use | None]:
+    """Runs a model once, without gradients, and returns when it first uses each parameter.
 
     Operators are watched where torch dispatches them, so that parameters count which no module of
     their own reads, as in `torch.nn.functional.linear(x, self.head.weight)`. Modes stay as they
@@ -27,10 +43,11 @@ def first_uses(model: torch.nn.Module, inputs: object) -> dict[int, int]:
 
     Args:
         model: the model, without wrappers.
+        parameters: what to watch.
         inputs: a tuple of positional arguments, a mapping of keyword arguments, or one argument.
 
     Returns:
-        The number of the operation, by the id of each parameter that was used.
+        For each parameter its first use, None where there was none.
 
     Raises:
         FreezekitError: the model does not run on these inputs.
@@ -38,7 +55,7 @@ def first_uses(model: torch.nn.Module, inputs: object) -> dict[int, int]:
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     buffers = {name: each.detach().clone() for name, each in model.named_buffers()}
-    watch = _Watch(model.parameters())
+    watch = _Watch(parameters)
     # What is compiled runs as written; torch._dynamo is loaded where something is.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     with undisturbed(model), torch.no_grad(), eager or nullcontext(), watch:
@@ -50,17 +67,21 @@ def first_uses(model: torch.nn.Module, inputs: object) -> dict[int, int]:
                 f"{error}; give a tuple of positional arguments, a mapping of keyword arguments, "
                 "or the only argument"
             ) from error
-    return watch.uses
+    return [watch.uses.get(id(parameter)) for parameter in parameters]
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the first operation in which each of some tensors takes part."""
+    """Notes the first operation in which each of some parameters takes part.
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    What flows on is followed by storage, so that views and what is written in place count.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._waiting = {id(parameter) for parameter in parameters}
+        self._reached = {_storage(each): 1 << bit for bit, each in enumerate(parameters)}
         self._count = 0
-        self.uses: dict[int, int] = {}
+        self.uses: dict[int, Use] = {}
 
     def __torch_dispatch__(
         self,
@@ -70,12 +91,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         self._count += 1
-        if not any(text in func.__name__ for text in _LOOKS):
-            for tensor in _tensors((args, kwargs or {})):
-                if id(tensor) in self._waiting:
-                    self._waiting.discard(id(tensor))
-                    self.uses[id(tensor)] = self._count
-        return func(*args, **(kwargs or {}))
+        looks = any(text in func.__name__ for text in _LOOKS)
+        taken = [] if looks else [*_tensors((args, kwargs or {}))]
+        places = {_storage(tensor) for tensor in taken}
+        flow = reduce(or_, (self._reached.get(place, 0) for place in places), 0)
+        for tensor in taken:
+            if id(tensor) in self._waiting:
+                self._waiting.discard(id(tensor))
+                self.uses[id(tensor)] = Use(self._count, flow)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            place = _storage(tensor)
+            self._reached[place] = flow | (self._reached.get(place, 0) if place in places else 0)
+        return result
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Returns what tensors have in common that share memory."""
+    try:
+        place: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return -id(tensor)
+    return place
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

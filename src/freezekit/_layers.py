@@ -13,12 +13,12 @@ from typing import Literal, Self
 import torch
 
 from ._automaton import Automaton
-from ._execution import first_uses
+from ._execution import Use, first_uses
 from ._glob import parse
 from ._layering import PARTS, Layering
 from ._matches import Selection, check_matches
 from ._names import Tree, Walk, walk
-from ._placing import Clock, Rung, find_rungs, place, unsure
+from ._placing import Clock, Rung, find_rungs, place, unconnected, unsure
 from ._stacks import Shape
 from ._suggest import counted
 from .errors import PlanError
@@ -182,19 +182,19 @@ def layer_ids(walked: Walk, layering: Layering) -> tuple[list[int], list[str]]:
     return _placed(walked, Shape(walked.tree), layering, None)[1:]
 
 
-def _uses(walked: Walk, example_inputs: object) -> list[int | None]:
-    """Returns, for each parameter, when a pass over the example first uses it."""
+def _uses(walked: Walk, example_inputs: object) -> list[Use | None]:
+    """Returns when a pass over the example first uses each parameter."""
     tree, modules = walked
-    uses = first_uses(modules[0], example_inputs)
-    owned = zip(tree.names, tree.owners, strict=True)
-    return [
-        uses.get(id(modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]))
-        for name, owner in owned
-    ]
+    parameters = []
+    for name, owner in zip(tree.names, tree.owners, strict=True):
+        parameter = modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]
+        assert parameter is not None
+        parameters.append(parameter)
+    return first_uses(modules[0], parameters, example_inputs)
 
 
 def _placed(
-    walked: Walk, shape: Shape, layering: Layering, uses: Sequence[int | None] | None
+    walked: Walk, shape: Shape, layering: Layering, uses: Sequence[Use | None] | None
 ) -> tuple[list[str], list[int], list[str]]:
     """Returns the names of the layers, the place of each parameter among them, and notes."""
     tree = walked.tree
@@ -205,22 +205,14 @@ def _placed(
     names, places, rungs = place(
         shape,
         found,
-        Clock(tree, uses),
+        Clock(tree, None if uses is None else [use and use.moment for use in uses]),
         closing=are_blocks and layering.final_norm == "last_block",
         parts=given.parts,
         open_ended=are_blocks,
     )
-    notes = []
     if uses is not None:
-        unused = [name for name, used in zip(tree.names, uses, strict=True) if used is None]
-        if unused:
-            notes.append(
-                "not used on example_inputs, and placed behind what is registered before: "
-                f"{counted(unused, 'parameter')}"
-            )
-    elif not layering.blocks:
-        notes += _guesses(shape, rungs)
-    return names, places, notes
+        return names, places, _seen(tree, rungs, uses)
+    return names, places, [] if layering.blocks else _guesses(shape, rungs)
 
 
 class _Given:
@@ -292,19 +284,41 @@ def _named_blocks(tree: Tree, selection: Selection) -> list[Rung]:
     return rungs
 
 
+def _seen(tree: Tree, rungs: Sequence[Rung], uses: Sequence[Use | None]) -> list[str]:
+    """Returns what a pass has shown that an order of layers does not: what never ran, or beside."""
+    notes = []
+    unused = [name for name, use in zip(tree.names, uses, strict=True) if use is None]
+    if unused:
+        notes.append(
+            "not used on example_inputs, and placed behind what is registered before: "
+            f"{counted(unused, 'parameter')}"
+        )
+    beside = unconnected(tree, rungs, [use and use.behind for use in uses])
+    if beside:
+        notes.append(
+            f"side by side, and counted one behind the other: {_pairs(tree, beside, 'and')}; no "
+            "data was seen to flow from the first to the second"
+        )
+    return notes
+
+
 def _guesses(shape: Shape, rungs: Sequence[Rung]) -> list[str]:
     """Returns a sentence that says which layers are in the order of registration only."""
     doubtful = unsure(shape, rungs)
     if not doubtful:
         return []
-    paths = [[shape.tree.prefixes[row][:-1] for row in pair] for pair in doubtful[:_LISTED]]
-    listed = ", ".join(f"{one!r} before {two!r}" for one, two in paths)
-    more = f" and {len(doubtful) - _LISTED} more" if len(doubtful) > _LISTED else ""
     return [
-        f"in the order of registration, as structure does not tell: {listed}{more}; "
-        "infer_layers(model, example_inputs=...) shows the order of execution, and blocks=[...] "
-        "says it"
+        "in the order of registration, as structure does not tell: "
+        f"{_pairs(shape.tree, doubtful, 'before')}; infer_layers(model, example_inputs=...) shows "
+        "the order of execution, and blocks=[...] says it"
     ]
+
+
+def _pairs(tree: Tree, pairs: Sequence[tuple[int, int]], word: str) -> str:
+    """Returns some pairs of modules as text."""
+    paths = [[tree.prefixes[row][:-1] for row in pair] for pair in pairs[:_LISTED]]
+    listed = ", ".join(f"{one!r} {word} {two!r}" for one, two in paths)
+    return f"{listed} and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else listed
 
 
 def _whole_modules(tree: Tree, places: Sequence[int], count: int) -> list[list[str]]:

@@ -149,6 +149,32 @@ def unsure(shape: Shape, rungs: Sequence[Rung]) -> list[tuple[int, int]]:
     return found
 
 
+def unconnected(
+    tree: Tree, rungs: Sequence[Rung], behind: Sequence[int | None]
+) -> list[tuple[int, int]]:
+    """Returns the neighbours where nothing of the first had a part in what the second was used on.
+
+    Args:
+        tree: the model's columns.
+        rungs: from input to output.
+        behind: for each parameter, which others are behind what it was used with, a bit for each;
+            None for one that was not used.
+    """
+    inside = _inside(tree, rungs)
+    own, met, used = [0] * len(rungs), [0] * len(rungs), [False] * len(rungs)
+    for row, owner in enumerate(tree.owners):
+        at, bits = inside[owner], behind[row]
+        if at >= 0 and bits is not None:
+            own[at] |= 1 << row
+            met[at] |= bits
+            used[at] = True
+    return [
+        (rungs[at].row, rungs[at + 1].row)
+        for at in range(len(rungs) - 1)
+        if used[at] and used[at + 1] and not met[at + 1] & own[at]
+    ]
+
+
 def _earlier(one: int | None, two: int | None) -> int | None:
     known = [at for at in (one, two) if at is not None]
     return min(known, default=None)
