@@ -334,7 +334,7 @@ class Two(nn.Module):
         ("[0]", "did you mean 'enc[0]'?"),
         ("enc.{0,7}", "the alternative '7' selects nothing: 'enc' has 0..1"),
         ("enc.0.wieght", "did you mean 'enc.0.weight'?"),
-        ("odd[0]", r"did you mean 're:odd\\[0\\].*'?"),
+        ("odd[0]", r"did you mean 're:odd\\[0\\](\\..*)?'?"),
     ],
 )
 def test_an_offer_is_a_pattern_that_works(pattern: str, offer: str) -> None:

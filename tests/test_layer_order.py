@@ -509,3 +509,16 @@ def test_neighbours_of_a_row_that_is_not_at_the_end_join_it() -> None:
     assert [layer.modules for layer in layers] == [("lower", "norm"), ("enter", "upper")]
     layers = infer_layers(Wrong(), blocks=["lower.*", "upper.*"], final_norm="last_block")
     assert [layer.modules for layer in layers] == [("lower",), ("enter", "upper", "norm")]
+
+
+def test_a_row_in_the_stem_takes_its_surroundings_along() -> None:
+    """What stands between a row given to the stem and the first block is before the first block."""
+    model = nn.Sequential(
+        OrderedDict(
+            lower=nn.Sequential(block(), block()),
+            between=nn.Linear(WIDTH, WIDTH),
+            upper=nn.Sequential(block(), block()),
+        )
+    )
+    layers = infer_layers(model, stem="lower")
+    assert [layer.modules for layer in layers] == [("lower", "between"), ("upper.0",), ("upper.1",)]

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from .errors import PatternError
 
+SPECIAL = re.compile(r"[][{}@*?!]|^re:")
+"""What a name may hold that would read as a pattern."""
+
 _RANGE = re.compile(r"(0|[1-9][0-9]*)\.\.(0|[1-9][0-9]*)")
 _RANGE_LIKE = re.compile(r"([0-9]+)(?:-|\.\.)([0-9]+)")
 _INDEX = re.compile(r"-?[0-9]+")
@@ -165,6 +168,13 @@ def class_name(cls: type) -> str:
 
 
 @lru_cache(maxsize=4096)
+def literal(path: str) -> str:
+    """Returns a pattern that selects what has that path, whatever characters are in it."""
+    if not path:
+        return "**"
+    return rf"re:{re.escape(path)}(\..*)?" if SPECIAL.search(path) else path
+
+
 def matcher(glob: str) -> Callable[[str], object]:
     """Returns the full-match function of a glob over one segment."""
     return re.compile(translate(glob)).fullmatch

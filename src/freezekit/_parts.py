@@ -10,7 +10,7 @@ from itertools import dropwhile
 import torch
 
 from ._automaton import Automaton
-from ._glob import class_name
+from ._glob import SPECIAL, class_name, literal
 from ._layering import Layering
 from ._layers import Layer, read_layers
 from ._names import Tree, unwrap, walk
@@ -18,7 +18,6 @@ from ._plan import FreezePlan
 from ._verbs import LayerProperties
 from .errors import PlanError
 
-_SPECIAL = re.compile(r"[][{}@*?!]|^re:")
 _NUMBERED = re.compile(r"(|.*\.)(0|[1-9][0-9]*)")
 
 
@@ -147,12 +146,12 @@ def block_patterns(
     """
     if within is None:
         return tuple(_joined([block.name for block in blocks]))
-    plain = [block.name for block in blocks if not _SPECIAL.search(block.name)]
+    plain = [block.name for block in blocks if not SPECIAL.search(block.name)]
     found = [f"{path}.{inner}" for path in _joined(plain) for inner in within]
     for block in blocks:
-        if _SPECIAL.search(block.name):
+        if SPECIAL.search(block.name):
             # A name that is no pattern: a wider pattern, of which the block's own names count.
-            path = _SPECIAL.sub(lambda found: "?" * len(found[0]), block.name)
+            path = SPECIAL.sub(lambda found: "?" * len(found[0]), block.name)
             wide = [f"{path}.{inner}" for inner in within]
             selected = FreezePlan().freeze(*wide).resolve(parts.model).at().frozen
             found += [literal(name) for name in block.parameter_names if name in selected]
@@ -180,13 +179,6 @@ def cover(tree: Tree, names: Iterable[str]) -> list[str]:
                 top, row = tree.prefixes[row][:-1], tree.parents[row]
             found[top] = None
     return list(found)
-
-
-def literal(path: str) -> str:
-    """Returns a pattern that selects what has that path, whatever characters are in it."""
-    if not path:
-        return "**"
-    return rf"re:{re.escape(path)}(\..*)?" if _SPECIAL.search(path) else path
 
 
 def _is_block(layer: Layer) -> bool:
@@ -231,7 +223,7 @@ def _joined(paths: Iterable[str]) -> Iterator[str]:
 
 def _follows(before: str, path: str) -> bool:
     one, two = _NUMBERED.fullmatch(before), _NUMBERED.fullmatch(path)
-    if one is None or two is None or _SPECIAL.search(path):
+    if one is None or two is None or SPECIAL.search(path):
         return False
     return one[1] == two[1] and int(one[2]) + 1 == int(two[2])
 

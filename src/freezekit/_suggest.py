@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
-from ._glob import AnyDepth, Index, Item, Name, Pattern, TypeIs, is_number, matcher, parse, runs_of
+from ._glob import (
+    AnyDepth,
+    Index,
+    Item,
+    Name,
+    Pattern,
+    TypeIs,
+    is_number,
+    literal,
+    matcher,
+    parse,
+    runs_of,
+)
 from .errors import PatternError
 
 _LISTED = 12
@@ -223,8 +234,7 @@ def _selects(items: Sequence[Item], root: Node) -> bool:
 def _close_paths(text: str, root: Node) -> list[str]:
     paths = [node.path for node in root.below() if node.path and node.selects()]
     close = get_close_matches(text, paths[:_TRIED], 2, 0.75)
-    odd = re.compile(r"[\[\]{}@!*?]")
-    return [f"re:{re.escape(path)}.*" if odd.search(path) else path for path in close]
+    return [literal(path) for path in close]
 
 
 def spell(items: Sequence[Item]) -> str:

@@ -19,10 +19,11 @@ from typing import Literal, TypeAlias
 import torch
 
 from ._builders import BUILDERS
+from ._glob import literal
 from ._layering import Layering
 from ._layers import Layer
 from ._names import is_bias
-from ._parts import Parts, block_patterns, find_head, literal, no_head, parts_of, patterns_for
+from ._parts import Parts, block_patterns, find_head, no_head, parts_of, patterns_for
 from ._plan import FreezePlan
 from ._rules import Rule, is_real, whole_number
 from ._verbs import LayerProperties, did_you_mean

@@ -12,11 +12,12 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from ._automaton import Automaton
+from ._glob import literal
 from ._gradients import LossFn, gradient_norms, joint_norm, norm, undisturbed
 from ._layering import Layering
 from ._layers import Layer, read_layers
 from ._names import Tree, unwrap, walk
-from ._parts import cover, literal
+from ._parts import cover
 from ._plan import FreezePlan
 from ._verbs import LayerProperties
 from .errors import FreezekitError, PlanError
