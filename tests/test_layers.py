@@ -354,6 +354,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
         {"stem": ("embed",), "blocks.0": ("blocks.0",), "blocks.1": ("blocks.1",),
          "head": ("out",)},
     ),
+    "embeddings in a sequence registered last": (
+        lambda: Net(blocks=nn.ModuleList(several(block, 2)), src_embed=nn.Sequential(
+            nn.Embedding(9, WIDTH), Wrap(scale=linear())), out=linear()),
+        {"stem": ("src_embed",), "blocks.0": ("blocks.0",), "blocks.1": ("blocks.1",),
+         "head": ("out",)},
+    ),
     "convolution blocks in a stem": (
         lambda: Net(stem=nn.Sequential(*several(lambda: Block(one=block(), two=block()), 2)),
                     blocks=nn.Sequential(*several(transformer_block, 2)), out=linear()),

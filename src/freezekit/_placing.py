@@ -111,7 +111,7 @@ def place(
     timed = _whole_rungs(tree, timed, parts)
     order = sorted(range(len(timed)), key=lambda at: timed[at].turn)
     count = len(timed)
-    homes = _homes(tree, timed, clock, _ends(order, open_ended))
+    homes = _homes(shape, timed, clock, _ends(order, open_ended))
     if closing and timed:
         ending = _closing(shape, timed[order[-1]], clock, _holders(tree, timed))
         homes |= dict.fromkeys(ending, order[-1])
@@ -233,8 +233,9 @@ def _ends(order: Sequence[int], open_ended: bool) -> _Ends:
     )
 
 
-def _homes(tree: Tree, rungs: Sequence[Rung], clock: Clock, ends: _Ends) -> dict[int, int]:
+def _homes(shape: Shape, rungs: Sequence[Rung], clock: Clock, ends: _Ends) -> dict[int, int]:
     """Returns the rung that takes the own parameters of each module, -1 and up to their count."""
+    tree = shape.tree
     inside = _inside(tree, rungs)
     holders = _holders(tree, rungs)
     starts = [clock.whole(rung.row) for rung in rungs]
@@ -242,8 +243,7 @@ def _homes(tree: Tree, rungs: Sequence[Rung], clock: Clock, ends: _Ends) -> dict
     for owner in dict.fromkeys(tree.owners):
         homes[owner] = inside[owner]
         if inside[owner] < 0:
-            piece = _piece(tree, holders, owner)
-            embeds = is_embedding(tree.class_names[piece])
+            embeds = _embeds(shape, _piece(tree, holders, owner))
             homes[owner] = _gap(tree, rungs, owner, bisect(starts, clock.own(owner)), embeds, ends)
     return homes
 
@@ -276,6 +276,13 @@ def _gap(
             row = tree.parents[row]
         shared.append(row)
     return before if shared[1] > shared[0] else before - 1
+
+
+def _embeds(shape: Shape, piece: int) -> bool:
+    """Returns whether a module embeds the input; a container does if the first module in it does."""
+    while shape.is_plain(piece) and shape.below[piece]:
+        piece = shape.below[piece][0]
+    return is_embedding(shape.tree.class_names[piece])
 
 
 def _holders(tree: Tree, rungs: Sequence[Rung]) -> set[int]:
