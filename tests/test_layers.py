@@ -66,6 +66,10 @@ class PatchEmbedding(Net):
     """A class that embeds the input, by its name."""
 
 
+class EmbedNetLayer(Net):
+    """A block of a model that has embeddings in its name."""
+
+
 class NormHead(Net):
     """A head that begins with a norm."""
 
@@ -432,6 +436,60 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
          "stages.0.layers.1": ("stages.0.layers.1", "stages.0.conv"),
          "stages.1.layers.0": ("stages.1.layers.0",),
          "stages.1.layers.1": ("stages.1.layers.1",), "head": ("stages.1.conv",)},
+    ),
+    "blocks of a model of embeddings": (
+        lambda: Net(embed=nn.Embedding(9, WIDTH), layers=nn.ModuleList(several(
+            lambda: EmbedNetLayer(norm=nn.LayerNorm(WIDTH), mlp=feed_forward()), 2)),
+            pooler=EmbedNetLayer(dense=linear())),
+        {"stem": ("embed",), "layers.0": ("layers.0",), "layers.1": ("layers.1",),
+         "head": ("pooler",)},
+    ),
+    "residual blocks of convolutions with weight norm": (
+        lambda: Net(layers=nn.ModuleList([Block(body=nn.ModuleList([Wrap(
+            conv=weight_norm(linear(wide, wide))) for _ in range(2)]), skip=linear())
+            for wide in (8, 16, 24)])),
+        {f"layers.{number}": (f"layers.{number}",) for number in range(3)},
+    ),
+    "stages of shallow blocks that end in a deep one": (
+        lambda: Net(network=nn.ModuleList([
+            Stage(blocks=nn.ModuleList([residual(8, 8), transformer_block()])),
+            PatchEmbedding(project=linear(8, 16), norm=nn.LayerNorm(16)),
+            Stage(blocks=nn.ModuleList([residual(16, 16), transformer_block(16)]))])),
+        {"network.0.blocks.0": ("network.0.blocks.0",),
+         "network.0.blocks.1": ("network.0.blocks.1", "network.1"),
+         "network.2.blocks.0": ("network.2.blocks.0",),
+         "network.2.blocks.1": ("network.2.blocks.1",)},
+    ),
+    "a stage that its first layer outweighs": (
+        lambda: nn.ModuleList([Stage(enter=linear(wide, WIDTH), blocks=nn.ModuleList(
+            several(transformer_block, 2))) for wide in (999, 16, 8)]),
+        {"stem": ("0.enter",), "0.blocks.0": ("0.blocks.0",),
+         "0.blocks.1": ("0.blocks.1",), "1.blocks.0": ("1.enter", "1.blocks.0"),
+         "1.blocks.1": ("1.blocks.1",), "2.blocks.0": ("2.enter", "2.blocks.0"),
+         "2.blocks.1": ("2.blocks.1",)},
+    ),
+    "the first blocks in a stem": (
+        lambda: Net(stem=Net(conv=linear(), blocks=nn.ModuleList(several(transformer_block, 2))),
+                    blocks=nn.ModuleList(several(lambda: transformer_block(64), 2))),
+        {"stem": ("stem.conv",), "stem.blocks.0": ("stem.blocks.0",),
+         "stem.blocks.1": ("stem.blocks.1",), "blocks.0": ("blocks.0",),
+         "blocks.1": ("blocks.1",)},
+    ),
+    "layers in several lists": (
+        lambda: Net(embed=nn.Embedding(9, WIDTH),
+            attentions=nn.ModuleList(several(lambda: Wrap(query=linear(), out=linear()), 2)),
+            norms1=nn.ModuleList(several(lambda: nn.LayerNorm(WIDTH), 2)),
+            ffns=nn.ModuleList(several(lambda: Block(one=linear(), two=linear()), 2)),
+            norms2=nn.ModuleList(several(lambda: nn.LayerNorm(WIDTH), 2)), out=linear()),
+        {"stem": ("embed",)}
+        | {f"attentions.{n}": tuple(f"{name}.{n}" for name in
+            ("attentions", "norms1", "ffns", "norms2")) for n in (0, 1)} | {"head": ("out",)},
+    ),
+    "blocks with a list of further parts": (
+        lambda: Net(layers=nn.ModuleList(several(transformer_block)), scores=nn.ModuleList(
+            several(lambda: Wrap(out=Block(one=linear(), two=linear())))), out=linear()),
+        {f"layers.{number}": (f"layers.{number}", f"scores.{number}") for number in range(3)}
+        | {"head": ("out",)},
     ),
     "bert with heads": (
         bert_with_heads,

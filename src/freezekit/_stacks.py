@@ -7,8 +7,12 @@ say that siblings form a row.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import compress
+from operator import not_
 from typing import NamedTuple
 
 from ._names import Tree
@@ -16,6 +20,10 @@ from ._names import Tree
 _PLAIN = ("Sequential", "ModuleList")
 _SIDE_STACK = 10
 _DIGITS = "0123456789"
+_EMBEDDING = re.compile(r"embed(d?ing|der)?s?(bag|table|with\w+|\d?d)?$")
+
+
+Kind = tuple[str, tuple[str, ...]]
 
 
 class Stack(NamedTuple):
@@ -50,22 +58,33 @@ class Shape:
 
     def __init__(self, tree: Tree) -> None:
         """Adds up what lies below each module."""
+        self._add_up(tree)
+        moved = self._split_layers()
+        if moved:
+            parents = [moved.get(row, parent) for row, parent in enumerate(tree.parents)]
+            self._add_up(replace(tree, parents=parents))
+
+    def _add_up(self, tree: Tree) -> None:
         count = len(tree.prefixes)
         self.tree = tree
         self.sizes = [shape.numel() if shape is not None else 0 for shape in tree.shapes]
         self.numel = [0] * count
         self.weights = [0] * count
         self.depth = [0] * count
-        self.norms = [is_norm(name) for name in tree.class_names]
+        derived = [".parametrizations." in f".{prefix}" for prefix in tree.prefixes]
+        self.norms = [
+            is_norm(name) and not each for name, each in zip(tree.class_names, derived, strict=True)
+        ]
         counts = [0] * count
         for owner, size, shape in zip(tree.owners, self.sizes, tree.shapes, strict=True):
             self.numel[owner] += size
-            self.weights[owner] += shape is None or len(shape) > 1
+            if not (derived[owner] and self.weights[owner]):  # One weight, of several parts.
+                self.weights[owner] += shape is None or len(shape) > 1
             counts[owner] += 1
         self.below: list[list[int]] = [[] for _ in tree.prefixes]
         for row in range(count - 1, -1, -1):
             self.below[row].reverse()
-            if self._has_parts(row) and not self.is_plain(row):
+            if self._has_parts(row) and not (self.is_plain(row) or derived[row]):
                 self.depth[row] += 1
             parent = tree.parents[row]
             if parent < 0:
@@ -78,13 +97,45 @@ class Shape:
             if counts[row]:
                 self.below[parent].append(row)
 
+    def _split_layers(self) -> dict[int, int]:
+        """Returns a new parent for each part of the layers that a model holds in several lists.
+
+        XLM has `attentions`, `layer_norm1`, `ffns` and `layer_norm2`, graph networks `convs` and
+        `norms`. What stands in lists of one length side by side is one layer where only one list
+        has parts with norms, or none and a list of norms stands beside. The rest of a layer is
+        then taken as if it lay in its first part.
+        """
+        moved: dict[int, int] = {}
+        for row in range(len(self.below)):
+            lengths: dict[int, list[list[int]]] = {}
+            for child in self.below[row]:
+                if self.tree.class_names[child] == "ModuleList" and len(self.below[child]) > 1:
+                    lengths.setdefault(len(self.below[child]), []).append(self.below[child])
+            for lists in lengths.values():
+                moved.update(self._rest_of_layers(lists))
+        return moved
+
+    def _rest_of_layers(self, lists: list[list[int]]) -> dict[int, int]:
+        parts = [each for each in lists if len(self.composites(each)) == len(each)]
+        norms = [each for each in lists if all(is_norm(self.tree.class_names[row]) for row in each)]
+        whole = sum(any(self.norms[row] for row in each) for each in parts)
+        plain = any(self.is_plain(row) for each in parts for row in each)
+        if not parts or plain or whole > 1 or not (whole or norms):
+            return {}
+        first, *rest = [each for each in lists if each in parts or each in norms]
+        return {row: block for each in rest for row, block in zip(each, first, strict=True)}
+
     def is_plain(self, row: int) -> bool:
         """Returns whether a module only holds others in order."""
         return self.tree.class_names[row] in _PLAIN
 
     def leaf(self, row: int) -> str:
         """Returns the name that a module has in its parent."""
-        return self.tree.prefixes[row][len(self.tree.prefixes[self.tree.parents[row]]) : -1]
+        return self.tree.prefixes[row][:-1].rpartition(".")[2]
+
+    def kind(self, row: int) -> Kind:
+        """Returns what modules built alike share: their class and the names of their parts."""
+        return self.tree.class_names[row], tuple(map(self.leaf, self.below[row]))
 
     def composites(self, rows: Iterable[int]) -> list[int]:
         """Returns the modules that have parts with parameters themselves."""
@@ -136,7 +187,7 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
     if not stacks:
         stacks = _runs(shape)
         return stacks, stacks
-    outside = [stack for stack in stacks if not _in_stem(shape, stack)] or stacks
+    outside = _outside_stem(shape, stacks)
     heaviest = max(shape.total(stack.members) for stack in outside)
     counting = [
         stack
@@ -147,8 +198,18 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
     return counting, stacks
 
 
-def _in_stem(shape: Shape, stack: Stack) -> bool:
-    return "stem" in shape.tree.prefixes[stack.members[0]].split(".")
+def _outside_stem(shape: Shape, stacks: list[Stack]) -> list[Stack]:
+    """Returns the stacks that do not lie in what is called a stem, or hold the body's blocks."""
+    in_stem = ["stem" in shape.tree.prefixes[stack.members[0]].split(".") for stack in stacks]
+    kinds = [
+        set(map(shape.kind, (row for each in stack.blocks for row in each))) for stack in stacks
+    ]
+    body = set[Kind]().union(*compress(kinds, map(not_, in_stem)))
+    return [
+        stack
+        for stack, inside, kind in zip(stacks, in_stem, kinds, strict=True)
+        if not inside or kind & body
+    ] or stacks
 
 
 def _numbered_stacks(shape: Shape) -> tuple[list[Stack], int]:
@@ -201,8 +262,11 @@ def _embed(shape: Shape, rows: Iterable[int]) -> bool:
 
 
 def is_embedding(class_name: str) -> bool:
-    """Returns whether a class embeds the model's input, by its name."""
-    return "embed" in class_name.lower()
+    """Returns whether a class embeds the model's input, by what its name ends with.
+
+    A model of embeddings has the word in the names of all its classes.
+    """
+    return _EMBEDDING.search(class_name.lower()) is not None
 
 
 def _runs(shape: Shape) -> list[Stack]:
@@ -229,7 +293,14 @@ def _staged(shape: Shape, members: list[int]) -> Stack:
     blocks are deep and normalised, or where all are plain containers and their blocks
     of one size: a block with a list of experts stays whole, and one of two parts in like wrappers.
     """
-    inner = [_inner_blocks(shape, member) for member in members]
+    inner = [_inner_blocks(shape, member, _kin(shape, member, members)) for member in members]
+    if any(inner):
+        kept = [
+            (member, row)
+            for member, row in zip(members, inner, strict=True)
+            if row or not is_embedding(shape.tree.class_names[member])
+        ]
+        members, inner = [member for member, _ in kept], [row for _, row in kept]
     repeated = [row for row in inner if shape.twins(row)]
     sizes = [{shape.numel[block] for block in row} for row in (members, *repeated)]
     differ = len(sizes[0]) > 1 and 2 * len(sizes[0]) > len(members)
@@ -244,27 +315,46 @@ def _staged(shape: Shape, members: list[int]) -> Stack:
     return Stack(members, [row or [each] for each, row in zip(members, inner, strict=True)])
 
 
-def _inner_blocks(shape: Shape, member: int) -> list[int]:
+def _kin(shape: Shape, member: int, members: Sequence[int]) -> list[int]:
+    """Returns the members of a row that are of one class with one of them."""
+    names = shape.tree.class_names
+    return [each for each in members if names[each] == names[member]]
+
+
+def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
     """Returns the blocks of a member of a row, if it can be a stage.
 
     A plain container can. A module of a class of its own can if more than half of its parameters
-    are in blocks in one container, or if it is nothing but numbered ones.
+    are in blocks in one container, or if it is nothing but numbered ones; half of the members of
+    its class decide for all: what leads from stage to stage may outweigh the blocks of one.
     """
     if shape.is_plain(member):
         return shape.composites(shape.below[member])
-    rows = [shape.below[child] for child in shape.below[member] if shape.is_plain(child)]
-    rows += [run for run in shape.numbered(member) if run == shape.below[member]]
-    for row in rows:
-        if 2 * shape.total(row) > shape.numel[member]:
+    for name, row in _contained(shape, member).items():
+        inner = [_contained(shape, each).get(name, []) for each in kin]
+        heavy = sum(
+            2 * shape.total(blocks) > shape.numel[each]
+            for blocks, each in zip(inner, kin, strict=True)
+        )
+        if 2 * heavy >= len(kin):
             return row if _are_blocks(shape, row) else []
     return []
 
 
+def _contained(shape: Shape, member: int) -> dict[str, list[int]]:
+    """Returns the rows that a module holds: by the names of containers, "" for its own children."""
+    found = {
+        shape.leaf(child): shape.below[child]
+        for child in shape.below[member]
+        if shape.is_plain(child)
+    }
+    own = [run for run in shape.numbered(member) if run == shape.below[member]]
+    return found | dict.fromkeys([""] if own else [], shape.below[member])
+
+
 def _are_blocks(shape: Shape, rows: Sequence[int]) -> bool:
-    """Returns whether modules can be blocks: with parts, several weights, and normalised."""
-    deep = all(shape.depth[row] > 1 for row in rows)
-    alike = len({shape.tree.class_names[row] for row in rows}) == 1
-    whole = len(shape.composites(rows)) == len(rows)
-    return whole and (
-        deep or (alike and all(shape.weights[row] > 1 and shape.norms[row] for row in rows))
+    """Returns whether modules can be blocks: with parts, and several weights and norms, or deep."""
+    return len(shape.composites(rows)) == len(rows) and (
+        all(shape.depth[row] > 1 for row in rows)
+        or all(shape.weights[row] > 1 and shape.norms[row] for row in rows)
     )
