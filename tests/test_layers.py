@@ -156,6 +156,31 @@ def hub(model: type[PreTrainedModel], config: Any) -> Callable[[], nn.Module]:  
     return lambda: model(config)
 
 
+def conv_norm(inner: int = WIDTH, outer: int = WIDTH) -> nn.Module:
+    return Wrap(conv=nn.Conv2d(inner, outer, 1, bias=False), norm=nn.BatchNorm2d(outer))
+
+
+def inception(width: int = WIDTH) -> nn.Module:
+    """A block of branches, two of which are rows of convolutions."""
+    rows = [nn.Sequential(conv_norm(), conv_norm(WIDTH, width)) for _ in range(2)]
+    return Block(branch1=conv_norm(), branch2=rows[0], branch3=rows[1])
+
+
+def csp_stage(width: int, count: int) -> nn.Module:
+    """A convolution, and a module with blocks between layers of its own."""
+    blocks = nn.ModuleList([residual(width, width) for _ in range(count)])
+    return nn.Sequential(conv_norm(), Stage(enter=conv_norm(), blocks=blocks, leave=conv_norm()))
+
+
+def detector() -> nn.Module:
+    """A ResNet of two stages, with a pyramid, and a head that is a row of convolutions."""
+    body = resnet((16, 16), (2, 2))
+    del body.fc
+    pyramid = nn.ModuleList(several(lambda: conv_norm(16, 16), 4))
+    boxes = Net(layers=nn.Sequential(*several(lambda: residual(16, 16), 2)), out=linear())
+    return Net(body=body, pyramid=pyramid, box_head=boxes)
+
+
 def text(layers: int) -> dict[str, int]:
     return {
         "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2,
@@ -490,6 +515,36 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
             several(lambda: Wrap(out=Block(one=linear(), two=linear())))), out=linear()),
         {f"layers.{number}": (f"layers.{number}", f"scores.{number}") for number in range(3)}
         | {"head": ("out",)},
+    ),
+    "blocks of branches without numbers": (
+        lambda: Net(conv1=conv_norm(), conv2=conv_norm(), mixed_a=inception(),
+                    mixed_b=inception(), reduce=Wrap(branch=nn.Sequential(
+                        conv_norm(), conv_norm())), mixed_c=inception(16), fc=linear()),
+        {"stem": ("conv1", "conv2"), "mixed_a": ("mixed_a",), "mixed_b": ("mixed_b",),
+         "reduce": ("reduce",), "mixed_c": ("mixed_c",), "head": ("fc",)},
+    ),
+    "stages of a layer and a module with blocks": (
+        lambda: Net(conv=conv_norm(), stages=nn.Sequential(
+            csp_stage(8, 1), csp_stage(16, 2), csp_stage(32, 2)), fc=linear()),
+        {"stem": ("conv",), "stages.0": ("stages.0",),
+         "stages.1.1.blocks.0": ("stages.1.0", "stages.1.1.enter", "stages.1.1.blocks.0"),
+         "stages.1.1.blocks.1": ("stages.1.1.blocks.1", "stages.1.1.leave"),
+         "stages.2.1.blocks.0": ("stages.2.0", "stages.2.1.enter", "stages.2.1.blocks.0"),
+         "stages.2.1.blocks.1": ("stages.2.1.blocks.1",), "head": ("stages.2.1.leave", "fc")},
+    ),
+    "stages of a block and a block that holds blocks": (
+        lambda: Net(conv=conv_norm(), stages=nn.Sequential(
+            nn.Sequential(residual(8, 8), residual(8, 8)), nn.Sequential(residual(8, 16),
+            Stage(enter=linear(), blocks=nn.Sequential(*several(transformer_block, 2))))),
+            fc=linear()),
+        {"stem": ("conv",), "stages.0.0": ("stages.0.0",), "stages.0.1": ("stages.0.1",),
+         "stages.1.0": ("stages.1.0",), "stages.1.1": ("stages.1.1",), "head": ("fc",)},
+    ),
+    "a pyramid and a head behind the blocks": (
+        detector,
+        {"stem": ("body.conv1", "body.bn1"), "body.layer1.0": ("body.layer1.0",),
+         "body.layer1.1": ("body.layer1.1",), "body.layer2.0": ("body.layer2.0",),
+         "body.layer2.1": ("body.layer2.1",), "head": ("pyramid", "box_head")},
     ),
     "bert with heads": (
         bert_with_heads,

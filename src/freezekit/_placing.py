@@ -279,7 +279,7 @@ def _gap(
 
 
 def _embeds(shape: Shape, piece: int) -> bool:
-    """Returns whether a module embeds the input; a container does if the first module in it does."""
+    """Returns whether a module embeds the input, or the first one of a container does."""
     while shape.is_plain(piece) and shape.below[piece]:
         piece = shape.below[piece][0]
     return is_embedding(shape.tree.class_names[piece])

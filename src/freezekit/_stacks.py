@@ -179,8 +179,8 @@ def is_norm(class_name: str) -> bool:
 def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
     """Returns the outermost stacks of a model in the order of registration: those that count, all.
 
-    Of several those count that hold a tenth of the parameters of the largest, or whose members
-    have parts with parts as the layers of a transformer do; none inside of what is called a stem.
+    Of several those count whose members have parts with parts as the layers of a transformer do,
+    or that are large beside the largest; none inside of what is called a stem.
     Shallow ones do not count where plain layers in a row hold more parameters than the largest.
     """
     stacks, largest_run = _numbered_stacks(shape)
@@ -188,12 +188,13 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
         stacks = _runs(shape)
         return stacks, stacks
     outside = _outside_stem(shape, stacks)
-    heaviest = max(shape.total(stack.members) for stack in outside)
+    bodies = [stack for stack in outside if not _in_head(shape, stack)] or outside
+    largest = max(bodies, key=lambda stack: shape.total(stack.members))
     counting = [
         stack
         for stack in outside
         if _is_deep(shape, stack.members)
-        or shape.total(stack.members) * _SIDE_STACK >= heaviest >= largest_run
+        or (shape.total(largest.members) >= largest_run and _is_large(shape, stack, largest))
     ]
     return counting, stacks
 
@@ -212,15 +213,38 @@ def _outside_stem(shape: Shape, stacks: list[Stack]) -> list[Stack]:
     ] or stacks
 
 
+def _is_large(shape: Shape, stack: Stack, largest: Stack) -> bool:
+    """Returns whether a shallow stack counts beside the largest: with a tenth of its parameters.
+
+    Layers of one weight in a row are no blocks beside blocks: those of a feature pyramid, or the
+    branches of a pooling. Nor do rows in what is called a head count.
+    """
+    if stack is largest:
+        return True
+    single, body = (max(map(shape.weights.__getitem__, row.members)) for row in (stack, largest))
+    return (
+        shape.total(stack.members) * _SIDE_STACK >= shape.total(largest.members)
+        and (single > 1 or body < 2)
+        and not _in_head(shape, stack)
+    )
+
+
+def _in_head(shape: Shape, stack: Stack) -> bool:
+    path = shape.tree.prefixes[stack.members[0]].lower().split(".")
+    return any(name.rstrip("s0123456789").endswith("head") for name in path)
+
+
 def _numbered_stacks(shape: Shape) -> tuple[list[Stack], int]:
     """Returns the stacks of numbered siblings, and the size of the largest row of plain layers."""
     stacks: list[Stack] = []
-    largest_run, inside = 0, set[int]()
+    largest_run, inside, beside = 0, set[int](), set[int]()
     for row, parent in enumerate(shape.tree.parents):
         if parent in inside:
             inside.add(row)
         if row in inside:
             continue
+        if parent in beside:
+            beside.add(row)
         runs = shape.numbered(row)
         found = [
             _staged(shape, parts)
@@ -229,13 +253,45 @@ def _numbered_stacks(shape: Shape) -> tuple[list[Stack], int]:
         ]
         if any(stack.staged for stack in found):  # What else is numbered only connects the stages.
             found = [stack for stack in found if stack.staged]
+        elif row not in beside:
+            taken = {member for stack in found for member in stack.members}
+            branched = _branched(shape, [each for each in shape.below[row] if each not in taken])
+            found += [Stack(branched, [[each] for each in branched])] if branched else []
         for stack in found:
             stacks.append(stack)
             inside.update(stack.members)
-        if not found:
+        if found:
+            beside.add(row)
+        else:
             sizes = (shape.total(shape.twins(run)) for run in runs)
             largest_run = max(largest_run, *sizes, 0)
     return stacks, largest_run
+
+
+def _branched(shape: Shape, siblings: Sequence[int]) -> list[int]:
+    """Returns the siblings that are blocks of branches, if three are of one class.
+
+    The modules of an Inception network have names without numbers, but their branches are rows of
+    numbered convolutions: these are no blocks, and those that hold them no towers.
+    """
+    named = [each for each in siblings if not shape.is_plain(each)]
+    if len(shape.twins(named)) < 3:
+        return []
+    found = [each for each in named if _has_branches(shape, each)]
+    counts = Counter(shape.tree.class_names[each] for each in found)
+    return found if max(counts.values(), default=0) > 2 else []
+
+
+def _has_branches(shape: Shape, row: int) -> bool:
+    rows = _rows_below(shape, row)
+    return bool(rows) and not any(_are_blocks(shape, each) for each in rows)
+
+
+def _rows_below(shape: Shape, row: int) -> list[list[int]]:
+    """Returns the rows of numbered siblings with twins among them that lie below a module."""
+    found = [shape.composites(run) for run in shape.numbered(row)]
+    found = [run for run in found if shape.twins(run)]
+    return found + [each for child in shape.below[row] for each in _rows_below(shape, child)]
 
 
 def _repeats(shape: Shape, parent: int, run: Sequence[int]) -> bool:
@@ -329,7 +385,7 @@ def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
     its class decide for all: what leads from stage to stage may outweigh the blocks of one.
     """
     if shape.is_plain(member):
-        return shape.composites(shape.below[member])
+        return _blocks_behind(shape, member) or shape.composites(shape.below[member])
     for name, row in _contained(shape, member).items():
         inner = [_contained(shape, each).get(name, []) for each in kin]
         heavy = sum(
@@ -350,6 +406,24 @@ def _contained(shape: Shape, member: int) -> dict[str, list[int]]:
     }
     own = [run for run in shape.numbered(member) if run == shape.below[member]]
     return found | dict.fromkeys([""] if own else [], shape.below[member])
+
+
+def _blocks_behind(shape: Shape, member: int) -> list[int]:
+    """Returns the blocks in a plain container of a module with blocks and of what leads to it.
+
+    So are the stages of a CSPNet: a convolution, and a module with a list of blocks. One with a
+    single block, or with most parameters outside of the blocks, stays whole. Where a block leads
+    to it, as in a MobileViT, the parts are blocks themselves.
+    """
+    parts = shape.composites(shape.below[member])
+    if shape.twins(parts) or len(parts) < 2 or shape.weights[parts[0]] > 1:
+        return []
+    for part in parts:
+        lists = [child for child in shape.below[part] if shape.is_plain(child)]
+        if not shape.is_plain(part) and any(_are_blocks(shape, shape.below[row]) for row in lists):
+            blocks = _inner_blocks(shape, part, [part])
+            return blocks if shape.twins(blocks) else [member]
+    return []
 
 
 def _are_blocks(shape: Shape, rows: Sequence[int]) -> bool:
