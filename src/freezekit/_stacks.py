@@ -58,11 +58,14 @@ class Shape:
 
     def __init__(self, tree: Tree) -> None:
         """Adds up what lies below each module."""
+        self.depth: list[int] = []
         self._add_up(tree)
         moved = self._split_layers()
         if moved:
             parents = [moved.get(row, parent) for row, parent in enumerate(tree.parents)]
+            depth = self.depth
             self._add_up(replace(tree, parents=parents))
+            self.depth = depth  # What was regrouped is no deeper for it.
 
     def _add_up(self, tree: Tree) -> None:
         count = len(tree.prefixes)
