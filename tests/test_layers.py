@@ -70,6 +70,10 @@ class EmbedNetLayer(Net):
     """A block of a model that has embeddings in its name."""
 
 
+class ConvNorm(Net):
+    """A class that ends in a norm, by its name."""
+
+
 class NormHead(Net):
     """A head that begins with a norm."""
 
@@ -686,6 +690,21 @@ CLOSINGS = {
         lambda: {"out": NormHead(norm=nn.LayerNorm(8), fc=linear())},
         set(),
     ),
+    "a head before the norm": (
+        lambda: {"aux_head": linear(WIDTH, 3), "norm": nn.LayerNorm(WIDTH), "head": linear()},
+        {"norm"},
+    ),
+    "a norm over more than the last block": (
+        lambda: {"norm": nn.LayerNorm(3 * WIDTH), "head": linear(3 * WIDTH)},
+        set(),
+    ),
+    "a module that ends in a norm": (
+        lambda: {
+            "last": ConvNorm(conv=nn.Conv2d(8, 12, 1), norm=nn.BatchNorm2d(12)),
+            "fc": linear(12),
+        },
+        {"last"},
+    ),
     "no norm": (lambda: {"pool": nn.Identity(), "head": linear()}, set()),
 }  # fmt: skip
 
@@ -707,9 +726,18 @@ def test_what_ends_the_last_block(
     assert found == with_parameters - expected
 
 
-def test_a_norm_in_a_row_with_stages_is_the_heads() -> None:
+def test_a_norm_over_more_than_the_last_layer_is_the_heads() -> None:
     """A DenseNet's last norm takes in more than the last layer."""
     assert infer_layers(densenet(), final_norm="last_block") == infer_layers(densenet())
+
+
+def test_stages_beside_their_norm_have_it_in_the_last_block() -> None:
+    """A norm of the width of the last block ends it, also where it stands in a row with stages."""
+    stages = {f"stage{n}": nn.Sequential(*several(transformer_block, 2)) for n in (1, 2)}
+    model = Net(patches=linear(), **stages, norm=nn.LayerNorm(WIDTH), head=linear())
+    layers = {layer.name: layer.modules for layer in infer_layers(model, final_norm="last_block")}
+    assert layers["stage2.1"] == ("stage2.1", "norm")
+    assert layers["head"] == ("head",)
 
 
 def test_layers_by_stage() -> None:

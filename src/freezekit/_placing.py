@@ -309,27 +309,41 @@ def _piece(tree: Tree, holders: set[int], row: int) -> int:
 def _closing(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> list[int]:
     """Returns the modules from the last block to the norm that ends it, before any pooling.
 
-    They must stand beside what holds the blocks, as in a ViT or an EfficientNet. A norm that stands
-    in one row with stages, as in a DenseNet, or behind a placeholder for the norm, normalises for
-    the head.
+    They must stand beside what holds the blocks, as in a ViT or an EfficientNet, and give the width
+    of the norm, or the last block must: in a DenseNet the norm takes in more than the last block,
+    so it normalises for the head, as one behind a placeholder for the norm does. What gives another
+    width right before the norm is a head by itself.
     """
     tree = shape.tree
     above = {*_above(tree, last.row)}
-    found: set[int] = set()
+    found: list[int] = []
     later = [row for row in range(len(tree.prefixes)) if clock.whole(row) > clock.whole(last.row)]
     for row in sorted(later, key=clock.whole):
-        parent = tree.parents[row]
-        if parent not in above or row in holders:
+        if tree.parents[row] not in above or row in holders:
             continue
         name = tree.class_names[row]
         if "pool" in name.lower() or (name == "Identity" and "norm" in shape.leaf(row)):
             return []
-        if last.stage != last.row and parent == tree.parents[last.stage]:
-            return []
-        found.add(row)
         if shape.numel[row] and _is_norm(shape, row):
-            return [row for row in range(len(tree.prefixes)) if found & {row, *_above(tree, row)}]
+            if not shape.weights[row]:  # What ends in a norm gives its width itself.
+                width = _widths(tree, row)
+                while found and not width & _widths(tree, found[-1]):
+                    found.pop()
+                if not found and not width & _widths(tree, last.row):
+                    return []
+            tops = {*found, row}
+            return [
+                each for each in range(len(tree.prefixes)) if tops & {each, *_above(tree, each)}
+            ]
+        found.append(row)
     return []
+
+
+def _widths(tree: Tree, row: int) -> set[int]:
+    """Returns the first sizes of the parameters of a module: those of weights are what they give."""
+    prefix = tree.prefixes[row]
+    named = zip(tree.names, tree.shapes, strict=True)
+    return {sizes[0] for name, sizes in named if sizes and name.startswith(prefix)}
 
 
 def _is_norm(shape: Shape, row: int) -> bool:
