@@ -340,7 +340,7 @@ def _closing(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> list[
 
 
 def _widths(tree: Tree, row: int) -> set[int]:
-    """Returns the first sizes of the parameters of a module: those of weights are what they give."""
+    """Returns the first sizes of the parameters of a module: weights give that width."""
     prefix = tree.prefixes[row]
     named = zip(tree.names, tree.shapes, strict=True)
     return {sizes[0] for name, sizes in named if sizes and name.startswith(prefix)}
