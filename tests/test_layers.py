@@ -393,6 +393,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
         {"stem": ("src_embed",), "blocks.0": ("blocks.0",), "blocks.1": ("blocks.1",),
          "head": ("out",)},
     ),
+    "a head registered before its backbone": (
+        lambda: Net(classifier=Net(dense=linear(), out=linear(WIDTH, 2)), body=Net(
+            embed=nn.Embedding(9, WIDTH), blocks=nn.ModuleList(several(block, 2)))),
+        {"stem": ("body.embed",), "body.blocks.0": ("body.blocks.0",),
+         "body.blocks.1": ("body.blocks.1",), "head": ("classifier",)},
+    ),
+    "a projection before positions and blocks": (
+        lambda: Net(project=linear(3, WIDTH), body=Net(
+            positions=nn.Embedding(9, WIDTH), blocks=nn.ModuleList(several(block, 2)))),
+        {"stem": ("project", "body.positions"), "body.blocks.0": ("body.blocks.0",),
+         "body.blocks.1": ("body.blocks.1",)},
+    ),
     "convolution blocks in a stem": (
         lambda: Net(stem=nn.Sequential(*several(lambda: Block(one=block(), two=block()), 2)),
                     blocks=nn.Sequential(*several(transformer_block, 2)), out=linear()),

@@ -32,6 +32,9 @@ class Clock:
     """When each module comes in: in the order of registration, or in that of first use.
 
     What is never used comes in with what is registered before it.
+
+    Attributes:
+        runs: whether the order is that of first use.
     """
 
     def __init__(self, tree: Tree, uses: Sequence[int | None] | None) -> None:
@@ -41,6 +44,7 @@ class Clock:
             tree: the model's columns.
             uses: for each parameter, when it is first used; None: the order is registration's.
         """
+        self.runs = uses is not None
         moments = [0] * len(tree.names) if uses is None else uses
         count = len(tree.prefixes)
         own: list[int | None] = [None] * count
@@ -111,7 +115,10 @@ def place(
     timed = _whole_rungs(tree, timed, parts)
     order = sorted(range(len(timed)), key=lambda at: timed[at].turn)
     count = len(timed)
-    homes = _homes(shape, timed, clock, _ends(order, open_ended))
+    goes = _ends(order, open_ended)
+    homes = _homes(shape, timed, clock, goes)
+    if open_ended and not clock.runs:
+        homes |= dict.fromkeys(_early_heads(shape, timed), goes.behind)
     if closing and timed:
         ending = _closing(shape, timed[order[-1]], clock, _holders(tree, timed))
         homes |= dict.fromkeys(ending, order[-1])
@@ -276,6 +283,47 @@ def _gap(
             row = tree.parents[row]
         shared.append(row)
     return before if shared[1] > shared[0] else before - 1
+
+
+def _early_heads(shape: Shape, rungs: Sequence[Rung]) -> list[int]:
+    """Returns the modules of heads that are registered before their backbone.
+
+    A backbone with all blocks and a table of embeddings in front of them begins with a lookup, so
+    what stands before it, and takes in as many features as the table gives, comes behind it.
+    """
+    tree = shape.tree
+    if not rungs:
+        return []
+    first, holders = rungs[0].row, _holders(tree, rungs)
+    heads = set[int]()
+    for backbone, parent in pairwise([first, *_above(tree, first)]):
+        alone = all(backbone in (rung.row, *_above(tree, rung.row)) for rung in rungs)
+        early = [each for each in shape.below[parent] if each < backbone and each not in holders]
+        if alone and early:
+            widths = {
+                sizes[-1]
+                for sizes, owner in zip(tree.shapes, tree.owners, strict=True)
+                if backbone < owner < first and sizes and is_embedding(tree.class_names[owner])
+            }
+            heads |= {
+                each
+                for each in early
+                if _takes_in(tree, each) in widths and not _embeds(shape, each)
+            }
+    return _at_or_below(tree, heads)
+
+
+def _takes_in(tree: Tree, row: int) -> int | None:
+    """Returns how many features the first matrix of a module takes in."""
+    prefix = tree.prefixes[row]
+    named = zip(tree.names, tree.shapes, strict=True)
+    matrices = (s for name, s in named if s and len(s) == 2 and name.startswith(prefix))
+    return next((sizes[1] for sizes in matrices), None)
+
+
+def _at_or_below(tree: Tree, tops: set[int]) -> list[int]:
+    """Returns the rows of some modules and of all below them."""
+    return [row for row in range(len(tree.prefixes)) if tops & {row, *_above(tree, row)}]
 
 
 def _embeds(shape: Shape, piece: int) -> bool:
