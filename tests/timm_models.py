@@ -41,6 +41,7 @@ OTHERS = (
     "convnext_xlarge",
     "crossvit_18_240",
     "crossvit_9_240",
+    "cspnext_s",
     "davit_base",
     "davit_huge_fl",
     "deepseek_vit_412m",
@@ -140,21 +141,171 @@ OTHERS = (
     "vit_gigantic_patch14_clip_224",
     "vit_huge_plus_patch16_dinov3_qkvb",
     "vit_relpos_medium_patch16_224",
+    "volo_d1_224",
+    "volo_d3_448",
     "xception41",
     "xception65",
     "xcit_large_24_p8_224",
     "xcit_small_12_p16_224",
 )
 
-# Models with layers that are ours on purpose, and what timm does instead.
+# Models with layers that are ours on purpose: which these are, and why timm's groups differ.
 DIFFERENT = {
     "cait_xs24_384": (
         "stem blocks.{0..23} blocks_token_only.{0..1} head",
         "timm gives the blocks of the class token the numbers of the last other blocks",
     ),
+    "coat_lite_tiny": (
+        "stem serial_blocks1.{0..1} serial_blocks2.{0..1} serial_blocks3.{0..1} "
+        "serial_blocks4.{0..1} head",
+        "the embeddings of all stages are registered before the first block",
+    ),
+    "coatnet_0_224": (
+        "stem stages.0.blocks.{0..1} stages.1.blocks.{0..2} stages.2.blocks.{0..4} "
+        "stages.3.blocks.{0..1} head",
+        "a stage is one group of timm's",
+    ),
+    "cpubone_b0_bfrobust": (
+        "stem stages.0.0 stages.1.0 stages.2.{0..3} stages.3.{0..4} head",
+        "a stage is one group of timm's",
+    ),
+    "cs3darknet_focus_l": (
+        "stem stages.0.blocks.{0..2} stages.1.blocks.{0..5} stages.2.blocks.{0..8} "
+        "stages.3.blocks.{0..2} head",
+        "what leads to the first block of the first stage is the stem's",
+    ),
+    "cspnext_l": (
+        "stem stages.0.1.blocks.{0..2} stages.1.1.blocks.{0..5} stages.2.1.blocks.{0..5} "
+        "stages.3.2.blocks.{0..2} head",
+        "what leads to the first block of the first stage is the stem's",
+    ),
+    "deepseek_vit_412m_align": (
+        "stem encoder.blocks.{0..31} head",
+        "what projects the features for a language model is a head",
+    ),
+    "dla34": (
+        "stem level{0..2} level3.tree{1..2} level4.tree{1..2} level5 head",
+        "a tree of two trees has these as layers, one with more than two parts is one layer",
+    ),
+    "dm_nfnet_f0": (
+        "stem stages.0.0 stages.1.{0..1} stages.2.{0..5} stages.3.{0..2} head",
+        "no norm ends the last block, so the last convolution is the head's",
+    ),
+    "dpn48b": (
+        "stem features.conv2_{1..3} features.conv3_{1..4} features.conv4_{1..6} "
+        "features.conv5_{1..3} head",
+        "the last norm takes in more than the last block, as in a DenseNet",
+    ),
+    "efficientformer_l1": (
+        "stem stages.0.blocks.{0..2} stages.1.blocks.{0..1} stages.2.blocks.{0..5} "
+        "stages.3.blocks.{0..2} stages.3.blocks.4 head",
+        "a stage is one group of timm's",
+    ),
+    "efficientformerv2_s1": (
+        "stem stages.0.blocks.{0..2} stages.1.blocks.{0..2} stages.2.blocks.{0..8} "
+        "stages.3.blocks.{0..5} head",
+        "a stage is one group of timm's",
+    ),
+    "fasternet_t0": (
+        "stem stages.0.blocks.0 stages.1.blocks.{0..1} stages.2.blocks.{0..7} "
+        "stages.3.blocks.{0..1} head",
+        "each stage registers what leads to it behind its blocks",
+    ),
+    "gcvit_tiny": (
+        "stem stages.0.blocks.{0..2} stages.1.blocks.{0..3} stages.2.blocks.{0..18} "
+        "stages.3.blocks.{0..4} head",
+        "a stage is one group of timm's",
+    ),
+    "ghostnet_050": (
+        "stem blocks.0.0 blocks.1.0 blocks.2.0 blocks.3.0 blocks.4.0 blocks.5.0 "
+        "blocks.6.{0..4} blocks.7.0 blocks.8.{0..3} blocks.9.0 head",
+        "what stands behind the pooling is the head's",
+    ),
+    "hrnet_w18": (
+        "stem stage2.0 stage3.{0..3} stage4.{0..2} incre_modules.{0..3} head",
+        "the first layers are small beside the stages; those of the head are blocks",
+    ),
+    "iformer_l_distilled": (
+        "stem stages.0.blocks.{0..1} stages.1.blocks.{0..1} stages.2.blocks.{0..32} "
+        "stages.3.blocks.{0..5} head",
+        "timm's pattern for the last norm takes in the whole head",
+    ),
+    "inception_resnet_v2": (
+        "stem repeat.{0..9} repeat_1.{0..19} repeat_2.{0..8} head",
+        "the modules between the rows join the block before them; the last is the head's",
+    ),
+    "inception_v3": (
+        "stem Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e "
+        "Mixed_7a Mixed_7b Mixed_7c head",
+        "timm splits the stem where it pools",
+    ),
+    "inception_v4": (
+        "features.{0..21} head",
+        "convolutions in the row of the blocks are layers",
+    ),
+    "legacy_xception": (
+        "stem block{1..12} conv{3..4} head",
+        "separable convolutions in a row are layers",
+    ),
     "maxvit_pico_rw_256": (
         "stem stages.0.blocks.{0..1} stages.1.blocks.{0..1} stages.2.blocks.{0..4} "
         "stages.3.blocks.{0..1} head",
         "a stage is one group of timm's",
+    ),
+    "mvitv2_base": (
+        "stem stages.0.blocks.{0..1} stages.1.blocks.{0..2} stages.2.blocks.{0..15} "
+        "stages.3.blocks.{0..2} head",
+        "a stage is one group of timm's",
+    ),
+    "nasnetalarge": (
+        "stem cell_{0..17} head",
+        "a reduction cell joins the cell before it",
+    ),
+    "nf_regnet_b4": (
+        "stem stages.0.{0..1} stages.1.{0..5} stages.2.{0..10} stages.3.{0..10} head",
+        "no norm ends the last block, so the last convolution is the head's",
+    ),
+    "pvt_v2_b0": (
+        "stem stages.0.blocks.{0..1} stages.1.blocks.{0..1} stages.2.blocks.{0..1} "
+        "stages.3.blocks.{0..1} head",
+        "a stage is one group of timm's",
+    ),
+    "qwen3_vit_306m_enc": (
+        "stem blocks.{0..23} head",
+        "what merges the features for a language model is a head",
+    ),
+    "repghostnet_050": (
+        "stem blocks.0.0 blocks.1.0 blocks.2.0 blocks.3.0 blocks.4.0 blocks.5.0 "
+        "blocks.6.{0..4} blocks.7.0 blocks.8.{0..3} blocks.9.0 head",
+        "what stands behind the pooling is the head's",
+    ),
+    "selecsls42": (
+        "stem features.{0..5} head",
+        "convolutions in what is called a head are the head's",
+    ),
+    "twins_svt_base": (
+        "stem blocks.0.{0..1} blocks.1.{0..1} blocks.2.{0..17} blocks.3.{0..1} head",
+        "the embeddings of all stages are registered before the first block",
+    ),
+    "vgg11": (
+        "features.0 features.3 features.6 features.8 features.11 features.13 features.16 "
+        "features.18 pre_logits head",
+        "without blocks each part is a layer",
+    ),
+    "visformer_tiny": (
+        "stem stage1.{0..6} stage2.{0..3} stage3.{0..3} head",
+        "the embedding of a stage joins the block before it",
+    ),
+    "vit_large_r50_s32_384": (
+        "stem patch_embed.backbone.stages.0.blocks.{0..2} "
+        "patch_embed.backbone.stages.1.blocks.{0..3} "
+        "patch_embed.backbone.stages.2.blocks.{0..5} "
+        "patch_embed.backbone.stages.3.blocks.{0..2} blocks.{0..23} head",
+        "timm has the whole ResNet in the stem",
+    ),
+    "vitamin_base_224": (
+        "stem patch_embed.backbone.stages.0.{0..1} patch_embed.backbone.stages.1.{0..3} "
+        "blocks.{0..13} head",
+        "timm has the stages of convolutions in the stem",
     ),
 }
