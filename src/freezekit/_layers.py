@@ -19,7 +19,7 @@ from ._layering import PARTS, Layering
 from ._matches import Selection, check_matches
 from ._names import Tree, Walk, walk
 from ._placing import Clock, Rung, find_rungs, place, unconnected, unsure
-from ._stacks import Shape
+from ._shape import Shape
 from ._suggest import counted
 from .errors import PlanError
 

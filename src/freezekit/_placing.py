@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ._names import Tree
-from ._stacks import Shape, find_stacks, is_embedding, is_norm
+from ._shape import Shape, is_embedding, is_norm
+from ._stacks import find_stacks
 from .errors import PlanError
 
 
