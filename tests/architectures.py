@@ -92,7 +92,7 @@ def report(kind: str, name: str, few: bool = False) -> Report:
         layers=len(layers),
         ends=tuple(layer.name for layer in layers if layer.name in ("stem", "head")),
         problems=found,
-        corrected=tuple(corrected(model)),
+        corrected=tuple(dict.fromkeys(corrected(model))),
     )
 
 
@@ -161,6 +161,7 @@ def _block_problems(
             if path in at:
                 inside[path].add(index)
     yield from (f"{name} is split" for name, index in at.items() if inside[name] != {index})
+    yield from (f"{name} is no member of a row" for name in at if not name[-1].isdigit())
     last: dict[str, tuple[int, ...]] = {}
     for name in at:
         numbers = tuple(map(int, re.findall(r"\d+", name)))
@@ -201,6 +202,11 @@ def _end_problems(
         for name in _embeddings(module, "get_output_embeddings", names):
             if place[name] < max(inside) and name not in looked_up:
                 yield f"{name} comes before the last block of {path or 'the model'}"
+    first, *_, last = place
+    if at and place[first] > 0:
+        yield f"{first} is not in the first layer"
+    if at and place[last] < len(layers) - 1 and last not in looked_up:
+        yield f"{last} is not in the last layer"
     base = f"{model.base_model_prefix}."
     inside = [index for name, index in at.items() if name.startswith(base)]
     towers = tuple(f"{name.partition('.')[0]}." for name in at)
@@ -223,15 +229,14 @@ def _count_problems(model: PreTrainedModel, layers: Sequence[Layer]) -> Iterator
     """Yields counts of the configuration without blocks, and rows that are parts of others."""
     found = {path: sum(row.values()) for path, row in rows(layers).items()}
     sizes = list(found.values())
-    spans = combinations(range(len(sizes) + 1), 2)
-    sums = {sum(sizes[start:stop]) for start, stop in spans}
-    sums |= {each.num_layers for each in model.modules() if isinstance(each, nn.RNNBase)}
-    left = Counter(sizes)
-    for key, count in stated(model):
-        if left[count]:
-            left[count] -= 1
-        elif count not in sums:
+    left = [*sizes, *(each.num_layers for each in model.modules() if isinstance(each, nn.RNNBase))]
+    for key, count in sorted(stated(model).items(), key=lambda each: each[1] not in left):
+        spans = combinations(range(len(left) + 1), 2)
+        spans = [span for span in spans if sum(left[slice(*span)]) == count]
+        if not spans:
             yield f"{key} is {count}, and the rows have {sizes}"
+        else:  # What counts for one part of the model does not count for another.
+            del left[slice(*min(spans, key=lambda span: span[1] - span[0]))]
     for one, two in combinations(found, 2):
         alike = one.rpartition(".")[0] == two.rpartition(".")[0] and found[one] == found[two]
         if alike and not all(_has_norm(model, path) for path in (one, two)):
@@ -247,34 +252,50 @@ def _has_norm(model: PreTrainedModel, row: str) -> bool:
     )
 
 
-def stated(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
-    """Yields how many blocks the configurations of a model and of its parts say there are."""
-    names = {part for path, _ in model.named_modules() for part in path.split(".")}
-    for key, count, config in _own_counts(model):
+def stated(model: PreTrainedModel) -> dict[str, int]:
+    """Returns how many blocks the configurations of a model and of its parts say there are.
+
+    What a module and one inside of it both say is said once.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for path, key, count, config in _own_counts(model):
         count = SAYS[key][0](config) if key in SAYS else count
         end = re.search("encoder|decoder", key.partition(".")[2])
+        below = [path, *(name for name, _ in model.get_submodule(path).named_modules())]
+        names = {part for name in below for part in name.split(".")}
         if count and (not end or any(name.endswith(end[0]) for name in names)):
-            yield key, count
+            found.setdefault(key, (path, count))
+    return {
+        key: count
+        for key, (path, count) in found.items()
+        if not any(
+            count == other and inner != path and f"{inner}.".startswith(f"{path}.".lstrip("."))
+            for inner, other in found.values()
+        )
+    }
 
 
 def corrected(model: PreTrainedModel) -> Iterator[str]:
     """Yields the keys that count something else than blocks."""
-    for key, count, config in _own_counts(model):
+    for _, key, count, config in _own_counts(model):
         if key in SAYS and SAYS[key][0](config) != count:
             yield key
 
 
-def _own_counts(model: PreTrainedModel) -> Iterator[tuple[str, int, PretrainedConfig]]:
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    for config in {id(each): each for each in configs}.values():
-        if not isinstance(config, PretrainedConfig):
+def _own_counts(model: PreTrainedModel) -> Iterator[tuple[str, str, int, PretrainedConfig]]:
+    """Yields the path of a module, a key of its configuration, its value and the configuration."""
+    seen = set()
+    for path, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if not isinstance(config, PretrainedConfig) or id(config) in seen:
             continue
+        seen.add(id(config))
         lists = [key for key in LISTS if _is_counts(getattr(config, key, None))]
         coders = [key for key in ENDS if isinstance(getattr(config, key, None), int)]
         scalars = [key for key in SCALARS if isinstance(getattr(config, key, None), int)]
         for key in lists[:1] or coders or scalars[:1]:
             value = getattr(config, key)
-            yield f"{type(config).__name__}.{key}", sum(value) if lists else value, config
+            yield path, f"{type(config).__name__}.{key}", sum(value) if lists else value, config
 
 
 def _is_counts(value: object) -> bool:
