@@ -323,10 +323,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
     ),
     "stages of a class": (
         lambda: Net(embed=linear(), stages=nn.ModuleList([stage(16), stage(32)])),
-        {"stem": ("embed", "stages.0.enter"), "stages.0.blocks.0": ("stages.0.blocks.0",),
+        {"stem": ("embed",), "stages.0.blocks.0": ("stages.0.enter", "stages.0.blocks.0"),
          "stages.0.blocks.1": ("stages.0.blocks.1", "stages.0.leave"),
          "stages.1.blocks.0": ("stages.1.enter", "stages.1.blocks.0"),
-         "stages.1.blocks.1": ("stages.1.blocks.1",), "head": ("stages.1.leave",)},
+         "stages.1.blocks.1": ("stages.1.blocks.1", "stages.1.leave")},
     ),
     "blocks in two wrapped parts": (
         lambda: nn.Sequential(linear(), *several(lambda: nn.Sequential(
@@ -476,7 +476,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
         {"stem": ("stem",), "stages.0.layers.0": ("stages.0.layers.0",),
          "stages.0.layers.1": ("stages.0.layers.1", "stages.0.conv"),
          "stages.1.layers.0": ("stages.1.layers.0",),
-         "stages.1.layers.1": ("stages.1.layers.1",), "head": ("stages.1.conv",)},
+         "stages.1.layers.1": ("stages.1.layers.1", "stages.1.conv")},
     ),
     "blocks of a model of embeddings": (
         lambda: Net(embed=nn.Embedding(9, WIDTH), layers=nn.ModuleList(several(
@@ -546,7 +546,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
          "stages.1.1.blocks.0": ("stages.1.0", "stages.1.1.enter", "stages.1.1.blocks.0"),
          "stages.1.1.blocks.1": ("stages.1.1.blocks.1", "stages.1.1.leave"),
          "stages.2.1.blocks.0": ("stages.2.0", "stages.2.1.enter", "stages.2.1.blocks.0"),
-         "stages.2.1.blocks.1": ("stages.2.1.blocks.1",), "head": ("stages.2.1.leave", "fc")},
+         "stages.2.1.blocks.1": ("stages.2.1.blocks.1", "stages.2.1.leave"), "head": ("fc",)},
     ),
     "stages of a block and a block that holds blocks": (
         lambda: Net(conv=conv_norm(), stages=nn.Sequential(

@@ -117,27 +117,25 @@ def test_position_biases_that_all_blocks_share_are_in_the_stem() -> None:
     assert places(model, final_norm="last_block") == groups(model)
 
 
-def test_learning_rates_of_vit_tiny_in_timms_convention() -> None:
-    """Decay 0.75 gives each parameter the scale that timm's optimizer groups give it."""
+def test_layer_decay_of_vit_tiny_is_that_of_timm() -> None:
+    """With its convention, a plan's rule gives each parameter the scale that timm's groups have."""
     model = build("vit_tiny_patch16_224")
-    layers = infer_layers(model, final_norm="last_block")
-    scales = {layer.name: 0.75 ** (len(layers) - 1 - layer.index) for layer in layers}
-    assert [layer.name for layer in layers] == expanded("stem blocks.{0..11} head")
-    assert scales["stem"] == pytest.approx(0.023757264, abs=5e-10)
-    assert scales["blocks.0"] == pytest.approx(0.031676352, abs=5e-10)
-    assert scales["blocks.11"] == 0.75
-    assert scales["head"] == 1.0
-    ours = {name: scales[layer.name] for layer in layers for name in layer.parameter_names}
-    assert ours == pytest.approx(lr_scales(model))
+    plan = FreezePlan(layers={"final_norm": "last_block"}).layer_decay(decay=0.75)
+    phase = plan.resolve(model).at()
+    expected = lr_scales(model)
+    ours = {name: phase.lr(name, base=1.0) for name in expected}
+    assert ours == pytest.approx(expected)
+    assert ours["patch_embed.proj.bias"] == pytest.approx(0.023757264, abs=5e-10)
+    assert ours["blocks.0.norm1.bias"] == pytest.approx(0.031676352, abs=5e-10)
+    assert ours["blocks.11.norm1.bias"] == ours["norm.bias"] == 0.75
+    assert ours["head.bias"] == 1.0
 
 
 def test_layer_decay_of_vit_tiny_differs_from_timm_in_the_last_norm_only() -> None:
-    """A plan's rule gives timm's scales, and the last norm the head's as BEiT does."""
+    """By default a plan has the last norm with the head, as BEiT has."""
     model = build("vit_tiny_patch16_224")
     phase = FreezePlan().layer_decay(decay=0.75).resolve(model).at()
-    expected = lr_scales(model)
-    assert expected["norm.weight"] == expected["norm.bias"] == 0.75
-    expected |= {"norm.weight": 1.0, "norm.bias": 1.0}
+    expected = lr_scales(model) | {"norm.weight": 1.0, "norm.bias": 1.0}
     ours = {name: phase.lr(name, base=1.0) for name in expected}
     assert ours == pytest.approx(expected)
 

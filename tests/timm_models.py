@@ -41,6 +41,8 @@ OTHERS = (
     "convnext_xlarge",
     "crossvit_18_240",
     "crossvit_9_240",
+    "cs3darknet_focus_l",
+    "cspnext_l",
     "cspnext_s",
     "davit_base",
     "davit_huge_fl",
@@ -93,6 +95,8 @@ OTHERS = (
     "mobilevitv2_100",
     "naflexvit_base_patch16_gap",
     "naflexvit_huge_patch16_radio_v3",
+    "nest_base",
+    "nest_tiny",
     "nextvit_base",
     "nextvit_large",
     "pnasnet5large",
@@ -124,6 +128,8 @@ OTHERS = (
     "skresnet50",
     "starnet_s1",
     "starnet_s4",
+    "swiftformer_l1",
+    "swiftformer_xs",
     "swin_base_patch4_window7_224",
     "swin_s3_base_224",
     "swinv2_base_window8_256",
@@ -168,16 +174,6 @@ DIFFERENT = {
     "cpubone_b0_bfrobust": (
         "stem stages.0.0 stages.1.0 stages.2.{0..3} stages.3.{0..4} head",
         "a stage is one group of timm's",
-    ),
-    "cs3darknet_focus_l": (
-        "stem stages.0.blocks.{0..2} stages.1.blocks.{0..5} stages.2.blocks.{0..8} "
-        "stages.3.blocks.{0..2} head",
-        "what leads to the first block of the first stage is the stem's",
-    ),
-    "cspnext_l": (
-        "stem stages.0.1.blocks.{0..2} stages.1.1.blocks.{0..5} stages.2.1.blocks.{0..5} "
-        "stages.3.2.blocks.{0..2} head",
-        "what leads to the first block of the first stage is the stem's",
     ),
     "deepseek_vit_412m_align": (
         "stem encoder.blocks.{0..31} head",

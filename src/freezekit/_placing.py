@@ -251,32 +251,38 @@ def _homes(shape: Shape, rungs: Sequence[Rung], clock: Clock, ends: _Ends) -> di
     for owner in dict.fromkeys(tree.owners):
         homes[owner] = inside[owner]
         if inside[owner] < 0:
-            embeds = _embeds(shape, _piece(tree, holders, owner))
-            homes[owner] = _gap(tree, rungs, owner, bisect(starts, clock.own(owner)), embeds, ends)
+            before = bisect(starts, clock.own(owner))
+            homes[owner] = _gap(shape, rungs, owner, _piece(tree, holders, owner), before, ends)
     return homes
 
 
 def _gap(
-    tree: Tree, rungs: Sequence[Rung], owner: int, before: int, embeds: bool, ends: _Ends
+    shape: Shape, rungs: Sequence[Rung], owner: int, piece: int, before: int, ends: _Ends
 ) -> int:
     """Returns the rung that takes the own parameters of a module outside of all rungs.
 
+    What stands in a stage stays in it, but for what begins the model or normalises for the head.
+
     Args:
-        tree: the model's columns.
+        shape: what the model is judged by.
         rungs: in the order of the clock.
         owner: the module.
+        piece: the largest module around it that holds no rung.
         before: how many rungs come before it.
-        embeds: whether it is part of an embedding.
         ends: where goes what is not between two rungs.
     """
-    if before == 0:
-        return ends.before
-    is_last = before == len(rungs)
-    if embeds and (is_last or rungs[before - 1].stack != rungs[before].stack):
-        return ends.embeds
-    if is_last:
-        return ends.behind
+    tree = shape.tree
     above = {owner, *_above(tree, owner)}
+    is_last = before == len(rungs)
+    ends_stack = is_last or before == 0 or rungs[before - 1].stack != rungs[before].stack
+    if ends_stack and _embeds(shape, piece):
+        return ends.embeds if before else ends.before
+    if before == 0:
+        in_stage = bool(rungs) and rungs[0].stage in above and tree.owners[0] < rungs[0].stage
+        return 0 if in_stage else ends.before
+    if is_last:
+        in_stage = rungs[-1].stage in above and not is_norm(tree.class_names[piece])
+        return before - 1 if in_stage else ends.behind
     shared = []
     for rung in rungs[before - 1 : before + 1]:
         row = rung.row

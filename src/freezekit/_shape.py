@@ -92,6 +92,7 @@ class Shape:
         return moved
 
     def _rest_of_layers(self, lists: list[list[int]]) -> dict[int, int]:
+        lists = [each for each in lists if not is_embedding(self.tree.class_names[each[0]])]
         parts = [each for each in lists if len(self.composites(each)) == len(each)]
         norms = [each for each in lists if all(is_norm(self.tree.class_names[row]) for row in each)]
         whole = sum(any(self.norms[row] for row in each) for each in parts)

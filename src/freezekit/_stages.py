@@ -75,7 +75,8 @@ def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
             2 * shape.total(blocks) > shape.numel[each]
             for blocks, each in zip(inner, kin, strict=True)
         )
-        if 2 * heavy >= len(kin):
+        held = 2 * sum(map(shape.total, inner)) > shape.total(kin)
+        if held or 2 * heavy >= len(kin):
             return row if are_blocks(shape, row) else []
     return []
 
