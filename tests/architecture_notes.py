@@ -84,27 +84,20 @@ SAYS: dict[str, tuple[Callable[[Any], int], str]] = {
 }  # fmt: skip
 """Numbers that count something else than blocks: how many blocks there are, and what is counted."""
 
-_EARLY = "the head is registered before the backbone and lies in the stem"
 _HALVES = "attention and feed-forward are members of one row: each is a block of its own"
 _LATE = "the first convolution of the audio tower is registered after its blocks"
-_TASKS = ("CausalLM", "MaskedLM", "QuestionAnswering", "SequenceClassification",
-          "TokenClassification")  # fmt: skip
-
 EXCEPTIONS = {
-    "BarkModel": "the list of embeddings of the third tower is not taken for embeddings",
     "CsmForConditionalGeneration": "the head of the backbone is registered before the other towers",
+    "InklingModel": "the layers of the vision tower are projections, each one weight with a norm",
     "LevitForImageClassification": _HALVES,
     "LevitForImageClassificationWithTeacher": _HALVES,
     "LevitModel": _HALVES,
     "Lfm3VlModel": "the patch embedding of the second tower, a plain linear layer, joins a block",
-    "OmniASRForCTC": _EARLY,
+    "OmniASRForCTC": "the head is registered before the backbone and lies in the stem",
     "Qwen3ASREncoder": _LATE,
     "Qwen3ASRForConditionalGeneration": _LATE,
     "Qwen3ASRForTokenClassification": _LATE,
     "Qwen3ASRModel": _LATE,
     "Qwen3OmniMoeThinkerModel": _LATE,
-    **{f"CamembertFor{task}": _EARLY for task in _TASKS},
-    **{f"JinaEmbeddingsV3For{task}": _EARLY for task in _TASKS[1:]},
-    **{f"XLMRobertaFor{task}": _EARLY for task in _TASKS},
 }
 """Classes whose layers break an invariant, and why."""

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from freezekit import FreezekitError, FreezePlan, PatternError, PlanError, infer_layers
 
@@ -262,6 +269,18 @@ def test_a_tied_head_is_the_embedding_unless_named() -> None:
         for layer in infer_layers(model, stem="transformer.wte", head="lm_head")
     ]
     assert "transformer.wte.weight" in names[0]
+
+
+def test_an_output_layer_registered_first_and_tied_is_the_embedding() -> None:
+    """A head that comes before its backbone is the head but for the weight that is the table's."""
+    config = XLMRobertaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=40,
+    )  # fmt: skip
+    layers = infer_layers(XLMRobertaForMaskedLM(config))
+    assert layers[-1].modules == ("lm_head.dense", "lm_head.layer_norm")
+    assert "lm_head.bias" in layers[-1].parameter_names
+    assert "lm_head.decoder.weight" in layers[0].parameter_names
 
 
 BAD: dict[str, tuple[dict[str, Any], type[PlanError], str]] = {

@@ -292,15 +292,16 @@ def _gap(
     return before if shared[1] > shared[0] else before - 1
 
 
-def _early_heads(shape: Shape, rungs: Sequence[Rung]) -> list[int]:
+def _early_heads(shape: Shape, rungs: Sequence[Rung]) -> set[int]:
     """Returns the modules of heads that are registered before their backbone.
 
     A backbone with all blocks and a table of embeddings in front of them begins with a lookup, so
-    what stands before it, and takes in as many features as the table gives, comes behind it.
+    what stands before it, and takes in as many features as the table gives, comes behind it; but
+    not an output layer that is tied to the table.
     """
     tree = shape.tree
     if not rungs:
-        return []
+        return set()
     first, holders = rungs[0].row, _holders(tree, rungs)
     heads = set[int]()
     for backbone, parent in pairwise([first, *_above(tree, first)]):
@@ -312,12 +313,14 @@ def _early_heads(shape: Shape, rungs: Sequence[Rung]) -> list[int]:
                 for sizes, owner in zip(tree.shapes, tree.owners, strict=True)
                 if backbone < owner < first and sizes and is_embedding(tree.class_names[owner])
             }
-            heads |= {
+            found = {
                 each
                 for each in early
                 if _takes_in(tree, each) in widths and not _embeds(shape, each)
             }
-    return _at_or_below(tree, heads)
+            tied = {tree.owners[a.row] for a in tree.aliases if backbone < a.owner < first}
+            heads |= {*_at_or_below(tree, found)} - tied
+    return heads
 
 
 def _takes_in(tree: Tree, row: int) -> int | None:
