@@ -106,6 +106,20 @@ def feed_forward(width: int = 4 * WIDTH) -> nn.Module:
     return nn.Sequential(linear(WIDTH, width), nn.ReLU(), linear(width, WIDTH))
 
 
+def attention() -> nn.Module:
+    return Wrap(norm=nn.LayerNorm(WIDTH), qkv=linear(), out=nn.Sequential(linear(), nn.Dropout()))
+
+
+def mlp() -> nn.Module:
+    return Net(norm=nn.LayerNorm(WIDTH), net=feed_forward())
+
+
+def wrapped_layer() -> nn.Module:
+    """An attention and a feed-forward, each behind a norm that a wrapper holds."""
+    parts = [Net(query=linear(), out=linear()), Net(net=feed_forward())]
+    return nn.ModuleList([Wrap(norm=nn.LayerNorm(WIDTH), fn=part) for part in parts])
+
+
 def residual(inner: int, outer: int) -> nn.Module:
     """A residual block with a projection where the width changes."""
     made = Block(
@@ -561,6 +575,38 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
         {"stem": ("body.conv1", "body.bn1"), "body.layer1.0": ("body.layer1.0",),
          "body.layer1.1": ("body.layer1.1",), "body.layer2.0": ("body.layer2.0",),
          "body.layer2.1": ("body.layer2.1",), "head": ("pyramid", "box_head")},
+    ),
+    "layers of an attention and a feed-forward in like wrappers": (
+        lambda: Net(patches=linear(), layers=nn.ModuleList(several(wrapped_layer)), out=linear()),
+        {"stem": ("patches",), "layers.0": ("layers.0",), "layers.1": ("layers.1",),
+         "layers.2": ("layers.2",), "head": ("out",)},
+    ),
+    "one layer of an attention and a feed-forward in like wrappers": (
+        lambda: Net(patches=nn.Sequential(nn.LayerNorm(WIDTH), linear()),
+                    layers=nn.ModuleList([wrapped_layer()]), out=linear()),
+        {"stem": ("patches",), "layers.0": ("layers",), "head": ("out",)},
+    ),
+    "one layer of an attention and a feed-forward": (
+        lambda: Net(patches=nn.Sequential(nn.LayerNorm(WIDTH), linear()),
+                    layers=nn.ModuleList([nn.ModuleList([attention(), mlp()])]), out=linear()),
+        {"stem": ("patches",), "layers.0": ("layers",), "head": ("out",)},
+    ),
+    "one stage of residual blocks": (
+        lambda: Net(conv=conv_norm(), stages=nn.ModuleList([nn.Sequential(
+            residual(8, 16), residual(16, 16))]), fc=linear()),
+        {"stem": ("conv",), "stages.0.0": ("stages.0.0",), "stages.0.1": ("stages.0.1",),
+         "head": ("fc",)},
+    ),
+    "a resnet behind what has no parameters": (
+        lambda: nn.Sequential(nn.Identity(), resnet((8, 8), (2, 1))),
+        {"stem": ("1.conv1", "1.bn1"), "1.layer1.0": ("1.layer1.0",),
+         "1.layer1.1": ("1.layer1.1",), "1.layer2.0": ("1.layer2",), "head": ("1.fc",)},
+    ),
+    "one block with two parts of one name": (
+        lambda: Net(embed=linear(), layers=nn.ModuleList([Block(
+            ff1=mlp(), attention=attention(), ff2=mlp(), norm=nn.LayerNorm(WIDTH))]),
+            out=linear()),
+        {"stem": ("embed",), "layers.0": ("layers",), "head": ("out",)},
     ),
     "bert with heads": (
         bert_with_heads,

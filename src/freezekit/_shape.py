@@ -13,8 +13,6 @@ _PLAIN = ("Sequential", "ModuleList")
 _DIGITS = "0123456789"
 _EMBEDDING = re.compile(r"embed(d?ing|der)?s?(bag|table|with\w+|\d?d)?$")
 
-Kind = tuple[str, tuple[str, ...]]
-
 
 class Shape:
     """What the rows of modules are judged by.
@@ -27,6 +25,8 @@ class Shape:
         depth: how many modules with parts lie in each other there, containers not counted.
         weights: tensors of rank 2 and more at and below each module.
         norms: whether each module is or holds a normalisation layer.
+        kinds: a number for each module; modules built alike, of one class from parts of one kind,
+            share it.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -39,6 +39,7 @@ class Shape:
             depth = self.depth
             self._add_up(replace(tree, parents=parents))
             self.depth = depth  # What was regrouped is no deeper for it.
+        self.kinds = self._number_kinds()
 
     def _add_up(self, tree: Tree) -> None:
         count = len(tree.prefixes)
@@ -72,6 +73,15 @@ class Shape:
             counts[parent] += counts[row]
             if counts[row]:
                 self.below[parent].append(row)
+
+    def _number_kinds(self) -> list[int]:
+        """Returns the number of the kind of each module."""
+        known: dict[tuple[str, tuple[int, ...]], int] = {}
+        kinds = [0] * len(self.below)
+        for row in range(len(kinds) - 1, -1, -1):
+            kind = self.tree.class_names[row], tuple(kinds[child] for child in self.below[row])
+            kinds[row] = known.setdefault(kind, len(known))
+        return kinds
 
     def _split_layers(self) -> dict[int, int]:
         """Returns a new parent for each part of the layers that a model holds in several lists.
@@ -109,10 +119,6 @@ class Shape:
     def leaf(self, row: int) -> str:
         """Returns the name that a module has in its parent."""
         return self.tree.prefixes[row][:-1].rpartition(".")[2]
-
-    def kind(self, row: int) -> Kind:
-        """Returns what modules built alike share: their class and the names of their parts."""
-        return self.tree.class_names[row], tuple(map(self.leaf, self.below[row]))
 
     def composites(self, rows: Iterable[int]) -> list[int]:
         """Returns the modules that have parts with parameters themselves."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import compress
 from operator import not_
 
-from ._shape import Kind, Shape, is_embedding
+from ._shape import Shape, is_embedding
 from ._stages import Stack, are_blocks, read_stages
 
 _SIDE_STACK = 10
@@ -44,10 +44,8 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
 def _outside_stem(shape: Shape, stacks: list[Stack]) -> list[Stack]:
     """Returns the stacks that do not lie in what is called a stem, or hold the body's blocks."""
     in_stem = ["stem" in shape.tree.prefixes[stack.members[0]].split(".") for stack in stacks]
-    kinds = [
-        set(map(shape.kind, (row for each in stack.blocks for row in each))) for stack in stacks
-    ]
-    body = set[Kind]().union(*compress(kinds, map(not_, in_stem)))
+    kinds = [{shape.kinds[row] for each in stack.blocks for row in each} for stack in stacks]
+    body = set[int]().union(*compress(kinds, map(not_, in_stem)))
     return [
         stack
         for stack, inside, kind in zip(stacks, in_stem, kinds, strict=True)
@@ -139,16 +137,43 @@ def _rows_below(shape: Shape, row: int) -> list[list[int]]:
 def _repeats(shape: Shape, parent: int, run: Sequence[int]) -> bool:
     """Returns whether siblings are blocks: several of one class, or a stack of one block."""
     if len(run) == 1 and shape.is_plain(parent) and len(shape.below[parent]) == 1:
-        return shape.depth[run[0]] > 1 and not shape.is_plain(run[0]) and _is_last(shape, run[0])
+        return _is_block(shape, run[0])
     return bool(shape.twins(run))
 
 
+def _is_block(shape: Shape, row: int) -> bool:
+    """Returns whether a module by itself is a block: deep, or a container of its several parts.
+
+    The parts differ in what they are made of, also where all stand in wrappers of one class.
+    """
+    if not shape.is_plain(row):
+        return shape.depth[row] > 1 and _is_last(shape, row)
+    parts = shape.below[row]
+    kinds = {shape.kinds[part] for part in parts}
+    classes = {shape.tree.class_names[part] for part in parts}
+    built = {(shape.tree.class_names[part], *map(shape.leaf, shape.below[part])) for part in parts}
+    return (
+        len(kinds) == len(parts) > 1
+        and len(built) == len(classes)  # Else they are blocks, with and without a further part.
+        and are_blocks(shape, parts)
+        and all(_is_last(shape, part) for part in parts)
+    )
+
+
 def _is_last(shape: Shape, row: int) -> bool:
-    """Returns whether no stack of deep blocks lies below a module."""
+    """Returns whether no stack of blocks lies below a module.
+
+    Parts of a block may be of one class, too, in a list, or two with numbers in their names as
+    the halves of a Conformer's: only deep ones count in the one, only three in the other.
+    """
     runs = [shape.composites(run) for run in shape.numbered(row)]
-    if any(shape.twins(run) and _is_deep(shape, run) for run in runs):
-        return False
-    return all(_is_last(shape, child) for child in shape.below[row])
+    runs = [run for run in runs if shape.twins(run)]
+    if shape.tree.class_names[row] == "Sequential":
+        last = not any(_is_deep(shape, run) or are_blocks(shape, run) for run in runs)
+    else:
+        least = 2 if shape.is_plain(row) else 3
+        last = not any(_is_deep(shape, run) and len(run) >= least for run in runs)
+    return last and all(_is_last(shape, child) for child in shape.below[row])
 
 
 def _is_deep(shape: Shape, rows: Iterable[int]) -> bool:

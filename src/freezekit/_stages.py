@@ -29,7 +29,7 @@ def read_stages(shape: Shape, members: list[int]) -> Stack:
     """Returns a row with its members as they are, or with their blocks where they are stages.
 
     Stages repeat blocks, and most of them differ in size. Of one size they are stages where their
-    blocks are deep and normalised, or where all are plain containers and their blocks
+    blocks are deep, normalised and built alike, or where all are plain containers and their blocks
     of one size: a block with a list of experts stays whole, and one of two parts in like wrappers.
     """
     inner = [_inner_blocks(shape, member, _kin(shape, member, members)) for member in members]
@@ -44,7 +44,7 @@ def read_stages(shape: Shape, members: list[int]) -> Stack:
     sizes = [{shape.numel[block] for block in row} for row in (members, *repeated)]
     differ = len(sizes[0]) > 1 and 2 * len(sizes[0]) > len(members)
     copies = all(map(shape.is_plain, members)) and all(len(each) == 1 for each in sizes)
-    nested = all(row and shape.twins(row) == row for row in inner) and all(
+    nested = all(row and len({shape.kinds[block] for block in row}) == 1 for row in inner) and all(
         shape.norms[block] and shape.depth[block] > 1 and not shape.is_plain(block)
         for row in inner
         for block in row
