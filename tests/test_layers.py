@@ -184,6 +184,16 @@ def inception(width: int = WIDTH) -> nn.Module:
     return Block(branch1=conv_norm(), branch2=rows[0], branch3=rows[1])
 
 
+def double(inner: int, outer: int) -> nn.Module:
+    """Two convolutions with their norms, in one container."""
+    convs = [nn.Conv2d(inner, outer, 3), nn.Conv2d(outer, outer, 3)]
+    return nn.Sequential(convs[0], nn.BatchNorm2d(outer), convs[1], nn.BatchNorm2d(outer))
+
+
+def pair(inner: int, outer: int) -> nn.Module:
+    return Net(conv_0=conv_norm(inner, outer), conv_1=conv_norm(outer, outer))
+
+
 def csp_stage(width: int, count: int) -> nn.Module:
     """A convolution, and a module with blocks between layers of its own."""
     blocks = nn.ModuleList([residual(width, width) for _ in range(count)])
@@ -607,6 +617,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
             ff1=mlp(), attention=attention(), ff2=mlp(), norm=nn.LayerNorm(WIDTH))]),
             out=linear()),
         {"stem": ("embed",), "layers.0": ("layers",), "head": ("out",)},
+    ),
+    "a bottleneck built as the blocks are": (
+        lambda: Net(encoder1=double(3, 16), encoder2=double(16, 16), bottleneck=double(16, 32),
+                    up2=nn.ConvTranspose2d(32, 16, 2), decoder2=double(32, 16),
+                    up1=nn.ConvTranspose2d(16, 8, 2), decoder1=double(16, 8),
+                    out=nn.Conv2d(8, 1, 1)),
+        {"encoder1": ("encoder1",), "encoder2": ("encoder2",),
+         "bottleneck": ("bottleneck", "up2"), "decoder2": ("decoder2", "up1"),
+         "decoder1": ("decoder1",), "head": ("out",)},
+    ),
+    "what the blocks hold, before them": (
+        lambda: Net(enter=pair(3, 8), down1=Stage(convs=pair(8, 16)),
+                    down2=Stage(convs=pair(16, 32)), out=nn.Conv2d(32, 1, 1)),
+        {"stem": ("enter",), "down1": ("down1",), "down2": ("down2",), "head": ("out",)},
     ),
     "bert with heads": (
         bert_with_heads,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ._names import Tree
-from ._shape import Shape, is_embedding, is_norm
+from ._shape import Shape, ancestors, is_embedding, is_norm
 from ._stacks import find_stacks
 from .errors import PlanError
 
@@ -272,7 +272,7 @@ def _gap(
         ends: where goes what is not between two rungs.
     """
     tree = shape.tree
-    above = {owner, *_above(tree, owner)}
+    above = {owner, *ancestors(tree, owner)}
     is_last = before == len(rungs)
     ends_stack = is_last or before == 0 or rungs[before - 1].stack != rungs[before].stack
     if ends_stack and _embeds(shape, piece):
@@ -304,8 +304,8 @@ def _early_heads(shape: Shape, rungs: Sequence[Rung]) -> set[int]:
         return set()
     first, holders = rungs[0].row, _holders(tree, rungs)
     heads = set[int]()
-    for backbone, parent in pairwise([first, *_above(tree, first)]):
-        alone = all(backbone in (rung.row, *_above(tree, rung.row)) for rung in rungs)
+    for backbone, parent in pairwise([first, *ancestors(tree, first)]):
+        alone = all(backbone in (rung.row, *ancestors(tree, rung.row)) for rung in rungs)
         early = [each for each in shape.below[parent] if each < backbone and each not in holders]
         if alone and early:
             widths = {
@@ -333,7 +333,7 @@ def _takes_in(tree: Tree, row: int) -> int | None:
 
 def _at_or_below(tree: Tree, tops: set[int]) -> list[int]:
     """Returns the rows of some modules and of all below them."""
-    return [row for row in range(len(tree.prefixes)) if tops & {row, *_above(tree, row)}]
+    return [row for row in range(len(tree.prefixes)) if tops & {row, *ancestors(tree, row)}]
 
 
 def _embeds(shape: Shape, piece: int) -> bool:
@@ -345,16 +345,7 @@ def _embeds(shape: Shape, piece: int) -> bool:
 
 def _holders(tree: Tree, rungs: Sequence[Rung]) -> set[int]:
     """Returns the rungs and the modules that hold them."""
-    return {each for rung in rungs for each in (rung.row, *_above(tree, rung.row))}
-
-
-def _above(tree: Tree, row: int) -> list[int]:
-    """Returns the modules above one, nearest first."""
-    found = []
-    while row:
-        row = tree.parents[row]
-        found.append(row)
-    return found
+    return {each for rung in rungs for each in (rung.row, *ancestors(tree, rung.row))}
 
 
 def _piece(tree: Tree, holders: set[int], row: int) -> int:
@@ -373,7 +364,7 @@ def _closing(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> list[
     width right before the norm is a head by itself.
     """
     tree = shape.tree
-    above = {*_above(tree, last.row)}
+    above = {*ancestors(tree, last.row)}
     found: list[int] = []
     later = [row for row in range(len(tree.prefixes)) if clock.whole(row) > clock.whole(last.row)]
     for row in sorted(later, key=clock.whole):
@@ -391,7 +382,7 @@ def _closing(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> list[
                     return []
             tops = {*found, row}
             return [
-                each for each in range(len(tree.prefixes)) if tops & {each, *_above(tree, each)}
+                each for each in range(len(tree.prefixes)) if tops & {each, *ancestors(tree, each)}
             ]
         found.append(row)
     return []

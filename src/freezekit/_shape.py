@@ -154,6 +154,15 @@ class Shape:
         return any(self.leaf(child) != "parametrizations" for child in self.below[row])
 
 
+def ancestors(tree: Tree, row: int) -> list[int]:
+    """Returns the modules above one, nearest first."""
+    found = []
+    while row:
+        row = tree.parents[row]
+        found.append(row)
+    return found
+
+
 def is_norm(class_name: str) -> bool:
     """Returns whether a class is a normalisation layer, by its name."""
     return "norm" in class_name.lower()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import compress
 from operator import not_
 
-from ._shape import Shape, is_embedding
+from ._shape import Shape, ancestors, is_embedding
 from ._stages import Stack, are_blocks, read_stages
 
 _SIDE_STACK = 10
@@ -25,10 +25,11 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
     or that are large beside the largest; none inside of what is called a stem.
     Shallow ones do not count where plain layers in a row hold more parameters than the largest.
     """
-    stacks, largest_run = _numbered_stacks(shape)
+    stacks, runs = _numbered_stacks(shape)
     if not stacks:
         stacks = _runs(shape)
         return stacks, stacks
+    stacks, largest_run = _with_single_blocks(shape, stacks, runs)
     outside = _outside_stem(shape, stacks)
     bodies = [stack for stack in outside if not _in_head(shape, stack)] or outside
     largest = max(bodies, key=lambda stack: shape.total(stack.members))
@@ -74,10 +75,60 @@ def _in_head(shape: Shape, stack: Stack) -> bool:
     return any(name.rstrip("s0123456789").endswith("head") for name in path)
 
 
-def _numbered_stacks(shape: Shape) -> tuple[list[Stack], int]:
-    """Returns the stacks of numbered siblings, and the size of the largest row of plain layers."""
+def _with_single_blocks(
+    shape: Shape, stacks: list[Stack], runs: Sequence[tuple[int, int]]
+) -> tuple[list[Stack], int]:
+    """Returns the stacks with the blocks that stand alone, and the size of the largest run.
+
+    A U-Net's bottleneck is built as its blocks are: what is numbered in it is no stack, and nor is
+    what is numbered in a module that the blocks hold, too.
+    """
+    names = shape.tree.class_names
+    held = {shape.kinds[row] for row in _below(shape, _blocks(stacks))}
+    alike = {row for row, kind in enumerate(shape.kinds) if kind in held}
+    inside = {row for row in alike if names[row] != "ModuleList"}
+    inside.update(_below(shape, _single_blocks(shape, stacks)))
+    kept = [stack for stack in stacks if shape.tree.parents[stack.members[0]] not in inside]
+    largest = max((size for parent, size in runs if parent not in inside), default=0)
+    return kept + [Stack([row], [[row]]) for row in _single_blocks(shape, kept)], largest
+
+
+def _single_blocks(shape: Shape, stacks: Sequence[Stack]) -> list[int]:
+    """Returns the modules outside of the stacks, but beside one, that are built as its blocks."""
+    blocks = _blocks(stacks)
+    whole = [block for block in blocks if shape.norms[block] and shape.weights[block] > 1]
+    kinds = {shape.kinds[block] for block in whole}
+    least = min((shape.numel[block] for block in whole), default=0)
+    taken = {*blocks, *(member for stack in stacks for member in stack.members)}
+    above = {row for stack in stacks for row in ancestors(shape.tree, stack.members[0])}
+    found = []
+    for row, parent in enumerate(shape.tree.parents):
+        if row in taken or parent in taken:
+            taken.add(row)
+        elif parent in above and shape.kinds[row] in kinds and shape.numel[row] >= least:
+            found.append(row)
+            taken.add(row)
+    return found
+
+
+def _blocks(stacks: Iterable[Stack]) -> list[int]:
+    """Returns the blocks of all stacks."""
+    return [block for stack in stacks for row in stack.blocks for block in row]
+
+
+def _below(shape: Shape, rows: Iterable[int]) -> list[int]:
+    """Returns some modules and all that lie below them."""
+    found = list(rows)
+    for row in found:
+        found += shape.below[row]
+    return found
+
+
+def _numbered_stacks(shape: Shape) -> tuple[list[Stack], list[tuple[int, int]]]:
+    """Returns the stacks of numbered siblings, and the rows of plain layers: parent and size."""
     stacks: list[Stack] = []
-    largest_run, inside, beside = 0, set[int](), set[int]()
+    sized: list[tuple[int, int]] = []
+    inside, beside = set[int](), set[int]()
     for row, parent in enumerate(shape.tree.parents):
         if parent in inside:
             inside.add(row)
@@ -103,9 +154,8 @@ def _numbered_stacks(shape: Shape) -> tuple[list[Stack], int]:
         if found:
             beside.add(row)
         else:
-            sizes = (shape.total(shape.twins(run)) for run in runs)
-            largest_run = max(largest_run, *sizes, 0)
-    return stacks, largest_run
+            sized += [(row, shape.total(shape.twins(run))) for run in runs]
+    return stacks, sized
 
 
 def _branched(shape: Shape, siblings: Sequence[int]) -> list[int]:
