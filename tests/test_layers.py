@@ -632,6 +632,29 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
                     down2=Stage(convs=pair(16, 32)), out=nn.Conv2d(32, 1, 1)),
         {"stem": ("enter",), "down1": ("down1",), "down2": ("down2",), "head": ("out",)},
     ),
+    "residual blocks of two convolutions between convolutions": (
+        lambda: Net(conv1=conv_norm(3, 8), conv2=conv_norm(8, 16),
+                    res1=nn.Sequential(conv_norm(16, 16), conv_norm(16, 16)),
+                    conv3=conv_norm(16, 32), conv4=conv_norm(32, 64),
+                    res2=nn.Sequential(conv_norm(64, 64), conv_norm(64, 64)), fc=linear(64)),
+        {name: (name,) for name in ("conv1", "conv2", "res1", "conv3", "conv4", "res2")}
+        | {"head": ("fc",)},
+    ),
+    "a row behind the stages": (
+        lambda: Net(enter=linear(), encoder1=Stage(blocks=nn.Sequential(
+            *several(lambda: residual(8, 8), 2))), encoder2=Stage(blocks=nn.Sequential(
+            *several(lambda: residual(8, 8)))), decoder2=Wrap(up=linear(), block=residual(8, 8)),
+            decoder1=Wrap(up=linear(), block=residual(8, 8))),
+        {"stem": ("enter",)}
+        | {f"encoder1.blocks.{n}": (f"encoder1.blocks.{n}",) for n in range(2)}
+        | {f"encoder2.blocks.{n}": (f"encoder2.blocks.{n}",) for n in range(3)}
+        | {"decoder2": ("decoder2",), "decoder1": ("decoder1",)},
+    ),
+    "layers beside numbered heads": (
+        lambda: Net(conv1=nn.Conv2d(3, 32, 5), conv2=nn.Conv2d(32, 32, 5),
+                    head1=feed_forward(), head2=feed_forward()),
+        {name: (name,) for name in ("conv1", "conv2", "head1", "head2")},
+    ),
     "bert with heads": (
         bert_with_heads,
         {"stem": ("backbone.embeddings",),

@@ -142,20 +142,42 @@ def _numbered_stacks(shape: Shape) -> tuple[list[Stack], list[tuple[int, int]]]:
             for parts in map(shape.composites, runs)
             if _repeats(shape, row, parts) and not _embed(shape, parts)
         ]
-        if any(stack.staged for stack in found):  # What else is numbered only connects the stages.
-            found = [stack for stack in found if stack.staged]
-        elif row not in beside:
-            taken = {member for stack in found for member in stack.members}
-            branched = _branched(shape, [each for each in shape.below[row] if each not in taken])
-            found += [Stack(branched, [[each] for each in branched])] if branched else []
+        found = _without_links(_on_one_level(shape, found))
+        taken = {member for stack in found for member in stack.members}
+        if not any(stack.staged for stack in found):
+            sized += [(row, shape.total(shape.twins(run))) for run in runs if not taken & {*run}]
+            if row not in beside:
+                rest = [each for each in shape.below[row] if each not in taken]
+                found += _unstaged([_branched(shape, rest)])
         for stack in found:
             stacks.append(stack)
             inside.update(stack.members)
         if found:
             beside.add(row)
-        else:
-            sized += [(row, shape.total(shape.twins(run))) for run in runs]
     return stacks, sized
+
+
+def _on_one_level(shape: Shape, stacks: list[Stack]) -> list[Stack]:
+    """Returns the stacks beside each other, as one without stages if blocks of these stand there.
+
+    In a small ResNet do so convolutions, and residual blocks of two such, in turn.
+    """
+    flat = {shape.kinds[row] for stack in stacks if not stack.staged for row in stack.members}
+    for stack in stacks:
+        if stack.staged and any(shape.kinds[row] in flat for row in _blocks([stack])):
+            return _unstaged([sorted(row for each in stacks for row in each.members)])
+    return stacks
+
+
+def _without_links(stacks: list[Stack]) -> list[Stack]:
+    """Returns the stacks beside each other without the rows that only lead from stage to stage."""
+    last = max((stack.members[-1] for stack in stacks if stack.staged), default=-1)
+    return [stack for stack in stacks if stack.staged or stack.members[0] > last]
+
+
+def _unstaged(rows: Iterable[Sequence[int]]) -> list[Stack]:
+    """Returns stacks with the members of rows as blocks."""
+    return [Stack([*row], [[member] for member in row]) for row in rows if row]
 
 
 def _branched(shape: Shape, siblings: Sequence[int]) -> list[int]:
