@@ -227,8 +227,8 @@ DIFFERENT = {
         "timm's pattern for the last norm takes in the whole head",
     ),
     "inception_resnet_v2": (
-        "stem repeat.{0..9} repeat_1.{0..19} repeat_2.{0..8} head",
-        "the modules between the rows join the block before them; the last is the head's",
+        "stem repeat.{0..9} repeat_1.{0..19} repeat_2.{0..8} block8 head",
+        "the modules between the rows join the block before them",
     ),
     "inception_v3": (
         "stem Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e "
