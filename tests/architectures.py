@@ -202,11 +202,13 @@ def _end_problems(
         for name in _embeddings(module, "get_output_embeddings", names):
             if place[name] < max(inside) and name not in looked_up:
                 yield f"{name} comes before the last block of {path or 'the model'}"
-    first, *_, last = place
-    if at and place[first] > 0:
-        yield f"{first} is not in the first layer"
-    if at and place[last] < len(layers) - 1 and last not in looked_up:
-        yield f"{last} is not in the last layer"
+    if at:
+        first, last = next(iter(names.values())), next(reversed(names.values()))
+        owner = type(model.get_submodule(last.rpartition(".")[0])).__name__
+        if place[first] > min(at.values()):
+            yield f"{first} comes after the first block"
+        if place[last] < max(at.values()) and "Embedding" not in owner:
+            yield f"{last} comes before the last block"
     base = f"{model.base_model_prefix}."
     inside = [index for name, index in at.items() if name.startswith(base)]
     towers = tuple(f"{name.partition('.')[0]}." for name in at)
@@ -293,7 +295,10 @@ def _own_counts(model: PreTrainedModel) -> Iterator[tuple[str, str, int, Pretrai
         lists = [key for key in LISTS if _is_counts(getattr(config, key, None))]
         coders = [key for key in ENDS if isinstance(getattr(config, key, None), int)]
         scalars = [key for key in SCALARS if isinstance(getattr(config, key, None), int)]
-        for key in lists[:1] or coders or scalars[:1]:
+        named = any("encoder" in key for key in coders)
+        if not named and config.attribute_map.get("num_hidden_layers") not in coders:
+            coders = scalars[:1] + coders  # T5 says `num_layers` of its encoder.
+        for key in lists[:1] or coders:
             value = getattr(config, key)
             yield path, f"{type(config).__name__}.{key}", sum(value) if lists else value, config
 

@@ -655,6 +655,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
                     head1=feed_forward(), head2=feed_forward()),
         {name: (name,) for name in ("conv1", "conv2", "head1", "head2")},
     ),
+    "heads for what each block gives": (
+        lambda: Net(layers=nn.ModuleList(several(transformer_block)), boxes=nn.ModuleList(
+            several(lambda: Wrap(one=linear(WIDTH, 1), two=linear(WIDTH, 1))))),
+        {f"layers.{number}": (f"layers.{number}",) for number in range(3)}
+        | {"head": ("boxes",)},
+    ),
+    "blocks of which only one has a norm": (
+        lambda: Net(layers=nn.ModuleList([block(), Block(one=linear(), two=linear())])),
+        {"layers.0": ("layers.0",), "layers.1": ("layers.1",)},
+    ),
     "bert with heads": (
         bert_with_heads,
         {"stem": ("backbone.embeddings",),

@@ -109,6 +109,12 @@ class Shape:
         plain = any(self.is_plain(row) for each in parts for row in each)
         if not parts or plain or whole > 1 or not (whole or norms):
             return {}
+        if not norms:  # Shallow parts without norms are heads, one for what each block gives.
+            parts = [
+                each
+                for each in parts
+                if any(self.norms[row] for row in each) or all(self.depth[row] > 1 for row in each)
+            ]
         first, *rest = [each for each in lists if each in parts or each in norms]
         return {row: block for each in rest for row, block in zip(each, first, strict=True)}
 
