@@ -89,6 +89,12 @@ def test_the_order_of_execution_decides_about_the_final_norm() -> None:
     assert [layer.modules for layer in layers][-2:] == [("norm", "upper.1"), ("head",)]
 
 
+def test_a_norm_without_blocks_is_a_part_of_its_own() -> None:
+    """Only a block takes the norm behind it, also where the last block should."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4))
+    assert [layer.name for layer in infer_layers(model, final_norm="last_block")] == ["0", "2", "3"]
+
+
 def test_parts_without_blocks_are_in_the_order_of_execution() -> None:
     """A small model's layers follow the pass as well, its own parameters with them."""
 
@@ -225,6 +231,11 @@ NAMED: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]]]] = {
         {"stem": ("patches",), "lower": ("lower", "bridge"), "upper": ("upper",),
          "head": ("head", "norm")},
     ),
+    "blocks taken away and named again": (
+        {"blocks": ["lower.*", "!upper.1", "upper.*"], "stem": "patches", "head": ["norm", "head"]},
+        {"stem": ("patches",), "lower.0": ("lower.0",), "lower.1": ("lower.1", "bridge"),
+         "upper.0": ("upper.0",), "upper.1": ("upper.1",), "head": ("head", "norm")},
+    ),
     "a row in the head": (
         {"head": ["head", "norm", "upper"]},
         {"lower.0": ("lower.0",), "lower.1": ("lower.1",), "head": (
@@ -304,7 +315,13 @@ BAD: dict[str, tuple[dict[str, Any], type[PlanError], str]] = {
     "parameters as blocks": (
         {"blocks": "re:upper.*weight"},
         PlanError,
-        "blocks=('re:upper.*weight',) names parameters and no module; name the modules that are "
+        "blocks=('re:upper.*weight',) names no module with parameters; name the modules that are "
+        "the blocks, e.g. blocks='encoder.blocks.*'",
+    ),
+    "a module without parameters as blocks": (
+        {"blocks": "upper.*.dropout"},
+        PlanError,
+        "blocks=('upper.*.dropout',) names no module with parameters; name the modules that are "
         "the blocks, e.g. blocks='encoder.blocks.*'",
     ),
     "stages and blocks": (
@@ -337,9 +354,10 @@ def test_bad_corrections_are_refused(
     with pytest.raises(kind) as caught:
         infer_layers(Backwards(), **given)
     assert str(caught.value).startswith(message)
-    with pytest.raises(kind) as caught:
-        FreezePlan(layers=given).layer_decay(decay=0.5).resolve(Backwards())
-    assert str(caught.value).startswith(message)
+    for rules in (FreezePlan().layer_decay(decay=0.5).rules, FreezePlan().freeze("norm").rules):
+        with pytest.raises(kind) as caught:
+            FreezePlan(rules, layers=given).resolve(Backwards())
+        assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,8 @@ class _Given:
         self.rungs = _named_blocks(walked.tree, selection)
         if layering.blocks and not self.rungs:
             raise PlanError(
-                f"blocks={layering.blocks!r} names parameters and no module; name the modules that "
-                "are the blocks, e.g. blocks='encoder.blocks.*'"
+                f"blocks={layering.blocks!r} names no module with parameters; name the modules "
+                "that are the blocks, e.g. blocks='encoder.blocks.*'"
             )
 
 
