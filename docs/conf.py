@@ -24,6 +24,8 @@ nitpick_ignore_regex = [
 ]
 add_module_names = False
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = project
 
 myst_heading_anchors = 3
