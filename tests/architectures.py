@@ -202,14 +202,15 @@ def _end_problems(
         for name in _embeddings(module, "get_output_embeddings", names):
             if place[name] < max(inside) and name not in looked_up:
                 yield f"{name} comes before the last block of {path or 'the model'}"
+    base = f"{model.base_model_prefix}."
     if at:
-        first, last = next(iter(names.values())), next(reversed(names.values()))
+        body = [name for name in names.values() if name.startswith(base)]
+        first, last = (body or [*names.values()])[0], [*names.values()][-1]
         owner = type(model.get_submodule(last.rpartition(".")[0])).__name__
         if place[first] > min(at.values()):
             yield f"{first} comes after the first block"
         if place[last] < max(at.values()) and "Embedding" not in owner:
             yield f"{last} comes before the last block"
-    base = f"{model.base_model_prefix}."
     inside = [index for name, index in at.items() if name.startswith(base)]
     towers = tuple(f"{name.partition('.')[0]}." for name in at)
     if "For" in type(model).__name__ and inside:
