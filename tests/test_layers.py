@@ -184,6 +184,14 @@ def inception(width: int = WIDTH) -> nn.Module:
     return Block(branch1=conv_norm(), branch2=rows[0], branch3=rows[1])
 
 
+def unet_stage(count: int) -> nn.Module:
+    """A list of attentions, and one of the residual blocks before them."""
+    return Stage(
+        attentions=nn.ModuleList(several(transformer_block, count)),
+        resnets=nn.ModuleList(several(lambda: residual(8, 8), count)),
+    )
+
+
 def double(inner: int, outer: int) -> nn.Module:
     """Two convolutions with their norms, in one container."""
     convs = [nn.Conv2d(inner, outer, 3), nn.Conv2d(outer, outer, 3)]
@@ -664,6 +672,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
     "blocks of which only one has a norm": (
         lambda: Net(layers=nn.ModuleList([block(), Block(one=linear(), two=linear())])),
         {"layers.0": ("layers.0",), "layers.1": ("layers.1",)},
+    ),
+    "stages of residual blocks and attentions in two lists": (
+        lambda: Net(enter=linear(), down=nn.ModuleList([unet_stage(2), unet_stage(2)]),
+                    up=nn.ModuleList([unet_stage(3), unet_stage(3)]),
+                    mid=Stage(attentions=nn.ModuleList([transformer_block()]),
+                              resnets=nn.ModuleList(several(lambda: residual(8, 8), 2))),
+                    out=linear()),
+        {"stem": ("enter",)}
+        | {f"{name}.{s}.attentions.{n}": (f"{name}.{s}.attentions.{n}", f"{name}.{s}.resnets.{n}")
+           for name, count in (("down", 2), ("up", 3)) for s in (0, 1) for n in range(count)}
+        | {"mid.attentions.0": ("mid.attentions",)}
+        | {f"mid.resnets.{n}": (f"mid.resnets.{n}",) for n in (0, 1)} | {"head": ("out",)},
     ),
     "bert with heads": (
         bert_with_heads,

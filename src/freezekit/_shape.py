@@ -88,8 +88,9 @@ class Shape:
 
         XLM has `attentions`, `layer_norm1`, `ffns` and `layer_norm2`, graph networks `convs` and
         `norms`. What stands in lists of one length side by side is one layer where only one list
-        has parts with norms, or none and a list of norms stands beside. The rest of a layer is
-        then taken as if it lay in its first part.
+        has parts with norms, or none and a list of norms stands beside; in a stage, as in those of
+        a diffusion U-Net, all may have: there they are no towers. The rest of a layer is then taken
+        as if it lay in its first part.
         """
         moved: dict[int, int] = {}
         for row in range(len(self.below)):
@@ -97,16 +98,21 @@ class Shape:
             for child in self.below[row]:
                 if self.tree.class_names[child] == "ModuleList" and len(self.below[child]) > 1:
                     lengths.setdefault(len(self.below[child]), []).append(self.below[child])
+            above = self.tree.parents[row]
+            in_stage = row > 0 and self.is_plain(above) and len(self.below[above]) > 1
             for lists in lengths.values():
-                moved.update(self._rest_of_layers(lists))
+                moved.update(self._rest_of_layers(lists, in_stage=in_stage))
         return moved
 
-    def _rest_of_layers(self, lists: list[list[int]]) -> dict[int, int]:
+    def _rest_of_layers(self, lists: list[list[int]], *, in_stage: bool) -> dict[int, int]:
         lists = [each for each in lists if not is_embedding(self.tree.class_names[each[0]])]
         parts = [each for each in lists if len(self.composites(each)) == len(each)]
         norms = [each for each in lists if all(is_norm(self.tree.class_names[row]) for row in each)]
         whole = sum(any(self.norms[row] for row in each) for each in parts)
         plain = any(self.is_plain(row) for each in parts for row in each)
+        if in_stage and whole == len(parts) > 1:
+            first, *rest = parts
+            return {row: block for each in rest for row, block in zip(each, first, strict=True)}
         if not parts or plain or whole > 1 or not (whole or norms):
             return {}
         if not norms:  # Shallow parts without norms are heads, one for what each block gives.

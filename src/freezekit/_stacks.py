@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import compress
-from operator import not_
 
 from ._shape import Shape, ancestors, is_embedding
 from ._stages import Stack, are_blocks, read_stages
@@ -22,7 +20,8 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
     """Returns the outermost stacks of a model in the order of registration: those that count, all.
 
     Of several those count whose members have parts with parts as the layers of a transformer do,
-    or that are large beside the largest; none inside of what is called a stem.
+    or that are large beside the largest; none inside of what is called a stem, unless its blocks
+    are built as others that count: so is a U-Net's middle, too, however small.
     Shallow ones do not count where plain layers in a row hold more parameters than the largest.
     """
     stacks, runs = _numbered_stacks(shape)
@@ -30,7 +29,7 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
         stacks = _runs(shape)
         return stacks, stacks
     stacks, largest_run = _with_single_blocks(shape, stacks, runs)
-    outside = _outside_stem(shape, stacks)
+    outside = [stack for stack in stacks if not _in_stem(shape, stack)] or stacks
     bodies = [stack for stack in outside if not _in_head(shape, stack)] or outside
     largest = max(bodies, key=lambda stack: shape.total(stack.members))
     counting = [
@@ -39,19 +38,15 @@ def find_stacks(shape: Shape) -> tuple[list[Stack], list[Stack]]:
         if _is_deep(shape, stack.members)
         or (shape.total(largest.members) >= largest_run and _is_large(shape, stack, largest))
     ]
-    return counting, stacks
+    kinds = _kinds_of_blocks(shape, counting)
+    alike = [stack for stack in stacks if _kinds_of_blocks(shape, [stack]) & kinds]
+    alike = [stack for stack in alike if not _in_head(shape, stack)]
+    return [stack for stack in stacks if stack in counting or stack in alike], stacks
 
 
-def _outside_stem(shape: Shape, stacks: list[Stack]) -> list[Stack]:
-    """Returns the stacks that do not lie in what is called a stem, or hold the body's blocks."""
-    in_stem = ["stem" in shape.tree.prefixes[stack.members[0]].split(".") for stack in stacks]
-    kinds = [{shape.kinds[row] for each in stack.blocks for row in each} for stack in stacks]
-    body = set[int]().union(*compress(kinds, map(not_, in_stem)))
-    return [
-        stack
-        for stack, inside, kind in zip(stacks, in_stem, kinds, strict=True)
-        if not inside or kind & body
-    ] or stacks
+def _in_stem(shape: Shape, stack: Stack) -> bool:
+    """Returns whether a stack lies in what is called a stem."""
+    return "stem" in shape.tree.prefixes[stack.members[0]].split(".")
 
 
 def _is_large(shape: Shape, stack: Stack, largest: Stack) -> bool:
@@ -71,6 +66,7 @@ def _is_large(shape: Shape, stack: Stack, largest: Stack) -> bool:
 
 
 def _in_head(shape: Shape, stack: Stack) -> bool:
+    """Returns whether a stack lies in what is called a head."""
     path = shape.tree.prefixes[stack.members[0]].lower().split(".")
     return any(name.rstrip("s0123456789").endswith("head") for name in path)
 
@@ -96,9 +92,8 @@ def _with_single_blocks(
 def _single_blocks(shape: Shape, stacks: Sequence[Stack]) -> list[int]:
     """Returns the modules outside of the stacks, but beside one, that are built as its blocks."""
     blocks = _blocks(stacks)
-    whole = [block for block in blocks if shape.norms[block] and shape.weights[block] > 1]
-    kinds = {shape.kinds[block] for block in whole}
-    least = min((shape.numel[block] for block in whole), default=0)
+    kinds = _kinds_of_blocks(shape, stacks)
+    least = min((shape.numel[block] for block in blocks if shape.kinds[block] in kinds), default=0)
     taken = {*blocks, *(member for stack in stacks for member in stack.members)}
     above = {row for stack in stacks for row in ancestors(shape.tree, stack.members[0])}
     found = []
@@ -109,6 +104,12 @@ def _single_blocks(shape: Shape, stacks: Sequence[Stack]) -> list[int]:
             found.append(row)
             taken.add(row)
     return found
+
+
+def _kinds_of_blocks(shape: Shape, stacks: Iterable[Stack]) -> set[int]:
+    """Returns how the blocks are built that have several weights and norms."""
+    rows = _blocks(stacks)
+    return {shape.kinds[row] for row in rows if shape.norms[row] and shape.weights[row] > 1}
 
 
 def _blocks(stacks: Iterable[Stack]) -> list[int]:
