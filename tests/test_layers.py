@@ -192,6 +192,12 @@ def unet_stage(count: int) -> nn.Module:
     )
 
 
+def mixer(width: int) -> nn.Module:
+    """A block of one width with parts that have parts."""
+    mix = Wrap(one=linear(width, width), two=linear(width, width))
+    return Block(norm=nn.LayerNorm(width), mix=mix)
+
+
 def double(inner: int, outer: int) -> nn.Module:
     """Two convolutions with their norms, in one container."""
     convs = [nn.Conv2d(inner, outer, 3), nn.Conv2d(outer, outer, 3)]
@@ -684,6 +690,30 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
            for name, count in (("down", 2), ("up", 3)) for s in (0, 1) for n in range(count)}
         | {"mid.attentions.0": ("mid.attentions",)}
         | {f"mid.resnets.{n}": (f"mid.resnets.{n}",) for n in (0, 1)} | {"head": ("out",)},
+    ),
+    "blocks in a group in a stage": (
+        lambda: Net(enter=linear(), layers=nn.ModuleList(several(lambda: Stage(
+            group=Net(blocks=nn.ModuleList(several(transformer_block, 2))), conv=linear()), 2)),
+            out=linear()),
+        {"stem": ("enter",), "layers.0.group.blocks.0": ("layers.0.group.blocks.0",),
+         "layers.0.group.blocks.1": ("layers.0.group.blocks.1", "layers.0.conv"),
+         "layers.1.group.blocks.0": ("layers.1.group.blocks.0",),
+         "layers.1.group.blocks.1": ("layers.1.group.blocks.1",),
+         "head": ("layers.1.conv", "out")},
+    ),
+    "stages each in a container of one": (
+        lambda: Net(enter=linear(), **{f"layers{n}": nn.ModuleList([Stage(
+            blocks=nn.ModuleList([mixer(width), mixer(width)]), reduce=linear(width, width))])
+            for n, width in enumerate((16, 24, 32), 1)}),
+        {"stem": ("enter",)}
+        | {f"layers{n}.0.blocks.{at}": (f"layers{n}.0.blocks.{at}",)
+           + ((f"layers{n}.0.reduce",) if at else ()) for n in (1, 2) for at in (0, 1)}
+        | {f"layers3.0.blocks.{at}": (f"layers3.0.blocks.{at}",) for at in (0, 1)}
+        | {"head": ("layers3.0.reduce",)},
+    ),
+    "several towers in a list": (
+        lambda: nn.ModuleList(several(lambda: Net(embed=nn.Embedding(9, WIDTH), body=encoder(2)))),
+        {str(number): (str(number),) for number in range(3)},
     ),
     "bert with heads": (
         bert_with_heads,

@@ -68,7 +68,10 @@ def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
     its class decide for all: what leads from stage to stage may outweigh the blocks of one.
     """
     if shape.is_plain(member):
-        return _blocks_behind(shape, member) or shape.composites(shape.below[member])
+        single = all(len(shape.below[each]) == 1 for each in kin)
+        deeper = _blocks_deeper(shape, member) if single else []
+        parts = shape.composites(shape.below[member])
+        return _blocks_behind(shape, member) or deeper or parts
     for name, row in _contained(shape, member).items():
         inner = [_contained(shape, each).get(name, []) for each in kin]
         heavy = sum(
@@ -78,7 +81,30 @@ def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
         held = 2 * sum(map(shape.total, inner)) > shape.total(kin)
         if held or 2 * heavy >= len(kin):
             return row if are_blocks(shape, row) else []
-    return []
+    return _blocks_deeper(shape, member)
+
+
+def _blocks_deeper(shape: Shape, member: int) -> list[int]:
+    """Returns the blocks in a list further down in a stage, in what holds most of its parameters.
+
+    A stage of a SwinIR holds a group that holds the blocks, and a convolution. The blocks are
+    several, built alike; what leads to them and from them has one weight, and is no embedding, as
+    in a tower.
+    """
+    names = shape.tree.class_names
+    sides = [child for child in shape.below[member] if 2 * shape.numel[child] < shape.numel[member]]
+    if any(shape.weights[side] > 1 or is_embedding(names[side]) for side in sides):
+        return []
+    row, rows = member, list[int]()
+    while len(rows) < 2 or not shape.is_plain(row):
+        heavy = [
+            child for child in shape.below[row] if 2 * shape.numel[child] > shape.numel[member]
+        ]
+        if not heavy or (row == member and shape.is_plain(heavy[0])):
+            return []
+        row, rows = heavy[0], shape.below[heavy[0]]
+    alike = len({shape.kinds[row] for row in rows}) == 1
+    return rows if alike and shape.norms[rows[0]] and are_blocks(shape, rows) else []
 
 
 def _contained(shape: Shape, member: int) -> dict[str, list[int]]:
