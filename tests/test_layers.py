@@ -198,6 +198,11 @@ def mixer(width: int) -> nn.Module:
     return Block(norm=nn.LayerNorm(width), mix=mix)
 
 
+def unit(*parts: nn.Module) -> nn.Module:
+    """A block that runs its parts in order."""
+    return Block(**{str(number): part for number, part in enumerate(parts)})
+
+
 def double(inner: int, outer: int) -> nn.Module:
     """Two convolutions with their norms, in one container."""
     convs = [nn.Conv2d(inner, outer, 3), nn.Conv2d(outer, outer, 3)]
@@ -714,6 +719,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
     "several towers in a list": (
         lambda: nn.ModuleList(several(lambda: Net(embed=nn.Embedding(9, WIDTH), body=encoder(2)))),
         {str(number): (str(number),) for number in range(3)},
+    ),
+    "a middle of the class of the blocks": (
+        lambda: Net(enter=linear(), down=nn.ModuleList(several(lambda: unit(mixer(8)), 2)),
+                    middle=unit(mixer(8), transformer_block(), mixer(8)),
+                    up=nn.ModuleList(several(lambda: unit(mixer(8), linear()), 2)), out=linear()),
+        {"stem": ("enter",), "down.0": ("down.0",), "down.1": ("down.1",), "middle": ("middle",),
+         "up.0": ("up.0",), "up.1": ("up.1",), "head": ("out",)},
     ),
     "bert with heads": (
         bert_with_heads,

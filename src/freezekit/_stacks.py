@@ -83,24 +83,34 @@ def _with_single_blocks(
     held = {shape.kinds[row] for row in _below(shape, _blocks(stacks))}
     alike = {row for row, kind in enumerate(shape.kinds) if kind in held}
     inside = {row for row in alike if names[row] != "ModuleList"}
-    inside.update(_below(shape, _single_blocks(shape, stacks)))
+    holders = {shape.tree.parents[stack.members[0]] for stack in stacks}
+    inside.update(_below(shape, _single_blocks(shape, stacks, holders)))
     kept = [stack for stack in stacks if shape.tree.parents[stack.members[0]] not in inside]
     largest = max((size for parent, size in runs if parent not in inside), default=0)
-    return kept + [Stack([row], [[row]]) for row in _single_blocks(shape, kept)], largest
+    singles = _single_blocks(shape, kept, holders)
+    return kept + _unstaged([[row] for row in singles]), largest
 
 
-def _single_blocks(shape: Shape, stacks: Sequence[Stack]) -> list[int]:
-    """Returns the modules outside of the stacks, but beside one, that are built as its blocks."""
-    blocks = _blocks(stacks)
+def _single_blocks(shape: Shape, stacks: Sequence[Stack], holders: set[int]) -> list[int]:
+    """Returns the modules outside of the stacks, but beside one, that are built as its blocks.
+
+    For a holder of numbered parts it is enough to be of their class: the middle of a U-Net may
+    have other parts than its blocks.
+    """
+    names = shape.tree.class_names
     kinds = _kinds_of_blocks(shape, stacks)
-    least = min((shape.numel[block] for block in blocks if shape.kinds[block] in kinds), default=0)
-    taken = {*blocks, *(member for stack in stacks for member in stack.members)}
+    blocks = [block for block in _blocks(stacks) if shape.kinds[block] in kinds]
+    classes = {names[block] for block in blocks if not shape.is_plain(block)}
+    least = min((shape.numel[block] for block in blocks), default=0)
+    taken = {row for stack in stacks for row in (*stack.members, *_blocks([stack]))}
     above = {row for stack in stacks for row in ancestors(shape.tree, stack.members[0])}
     found = []
     for row, parent in enumerate(shape.tree.parents):
         if row in taken or parent in taken:
             taken.add(row)
-        elif parent in above and shape.kinds[row] in kinds and shape.numel[row] >= least:
+            continue
+        alike = shape.kinds[row] in kinds or (row in holders and names[row] in classes)
+        if alike and parent in above and shape.numel[row] >= least:
             found.append(row)
             taken.add(row)
     return found
