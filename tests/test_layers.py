@@ -703,8 +703,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
         {"stem": ("enter",), "layers.0.group.blocks.0": ("layers.0.group.blocks.0",),
          "layers.0.group.blocks.1": ("layers.0.group.blocks.1", "layers.0.conv"),
          "layers.1.group.blocks.0": ("layers.1.group.blocks.0",),
-         "layers.1.group.blocks.1": ("layers.1.group.blocks.1",),
-         "head": ("layers.1.conv", "out")},
+         "layers.1.group.blocks.1": ("layers.1.group.blocks.1", "layers.1.conv"),
+         "head": ("out",)},
     ),
     "stages each in a container of one": (
         lambda: Net(enter=linear(), **{f"layers{n}": nn.ModuleList([Stage(
@@ -712,9 +712,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
             for n, width in enumerate((16, 24, 32), 1)}),
         {"stem": ("enter",)}
         | {f"layers{n}.0.blocks.{at}": (f"layers{n}.0.blocks.{at}",)
-           + ((f"layers{n}.0.reduce",) if at else ()) for n in (1, 2) for at in (0, 1)}
-        | {f"layers3.0.blocks.{at}": (f"layers3.0.blocks.{at}",) for at in (0, 1)}
-        | {"head": ("layers3.0.reduce",)},
+           + ((f"layers{n}.0.reduce",) if at else ()) for n in (1, 2, 3) for at in (0, 1)},
     ),
     "several towers in a list": (
         lambda: nn.ModuleList(several(lambda: Net(embed=nn.Embedding(9, WIDTH), body=encoder(2)))),
