@@ -36,6 +36,8 @@ TIERS = (
     {"_layering", "_matches", "_shape"},
     {"_stages"},
     {"_stacks"},
+    {"_rungs"},
+    {"_corrections", "_ends"},
     {"_placing"},
     {"_builders", "_layers", "_metrics", "_modes", "_plan", "_timeline", "_yaml"},
     {"_blocks", "_cascade", "_files", "_parts"},

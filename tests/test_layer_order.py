@@ -220,21 +220,21 @@ NAMED: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]]]] = {
         {
             "stem": ("patches",),
             "lower.0": ("lower.0",),
-            "lower.1": ("lower.1", "bridge"),
+            "lower.1": ("lower.1",),
             "upper.0": ("upper.0",),
             "upper.1": ("upper.1",),
-            "head": ("head", "norm"),
+            "head": ("head", "norm", "bridge"),
         },
     ),
     "rows as blocks": (
         {"blocks": ["lower", "upper"], "stem": "patches", "head": ["norm", "head"]},
-        {"stem": ("patches",), "lower": ("lower", "bridge"), "upper": ("upper",),
-         "head": ("head", "norm")},
+        {"stem": ("patches",), "lower": ("lower",), "upper": ("upper",),
+         "head": ("head", "norm", "bridge")},
     ),
     "blocks taken away and named again": (
         {"blocks": ["lower.*", "!upper.1", "upper.*"], "stem": "patches", "head": ["norm", "head"]},
-        {"stem": ("patches",), "lower.0": ("lower.0",), "lower.1": ("lower.1", "bridge"),
-         "upper.0": ("upper.0",), "upper.1": ("upper.1",), "head": ("head", "norm")},
+        {"stem": ("patches",), "lower.0": ("lower.0",), "lower.1": ("lower.1",),
+         "upper.0": ("upper.0",), "upper.1": ("upper.1",), "head": ("head", "norm", "bridge")},
     ),
     "a row in the head": (
         {"head": ["head", "norm", "upper"]},
@@ -261,13 +261,61 @@ def test_the_user_corrects_what_is_found(
     assert covered == sorted(name for name, _ in Backwards().named_parameters())
 
 
-def test_what_a_pass_finds_can_be_written_down() -> None:
-    """The layers found by running are the blocks that a plan names."""
-    found = infer_layers(Backwards(), example_inputs=torch.ones(1, 3, WIDTH))
-    blocks = [layer.name for layer in found[1:-1]]
-    layers = infer_layers(Backwards(), stem="patches", blocks=blocks, head=["norm", "head"])
-    assert layers == found
-    assert layers.notes == ()
+class Reversed(nn.Module):
+    """A model with its decoder registered before its encoder, and ends where they belong."""
+
+    def __init__(self) -> None:
+        """Registers the parts."""
+        super().__init__()
+        self.embed = nn.Embedding(9, WIDTH)
+        self.decoder = nn.ModuleList([block() for _ in range(2)])
+        self.encoder = nn.ModuleList([block() for _ in range(2)])
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Runs the encoder first."""
+        x = self.embed(tokens)
+        for each in (*self.encoder, *self.decoder):
+            x = each(x)
+        found: torch.Tensor = self.head(self.norm(x))
+        return found
+
+
+@pytest.mark.parametrize("norm", ["head", "last_block"])
+def test_what_a_pass_finds_can_be_written_down(norm: Any) -> None:  # noqa: ANN401
+    """The blocks found by running, named in a plan, give the layers found by running."""
+    inputs = torch.ones(1, 3, dtype=torch.long)
+    found = infer_layers(Reversed(), example_inputs=inputs, final_norm=norm)
+    names = [layer.name for layer in found.blocks]
+    assert names == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+    written = infer_layers(Reversed(), blocks=names, final_norm=norm)
+    assert written == found
+    assert written.notes == (
+        "blocks are given in another order than registered, and by registration alone is placed 3 "
+        "modules: embed, norm, head; name them in stem or head",
+    )
+    named = infer_layers(
+        Reversed(), stem="embed", blocks=names, head=["norm", "head"], final_norm=norm
+    )
+    assert named.notes == ()
+
+
+@pytest.mark.parametrize("given", [{"stem": "**"}, {"head": ["**", "!patches"]}])
+def test_an_end_may_take_everything(given: dict[str, Any]) -> None:
+    """Where no block is left, what is not named stands before the first one."""
+    (*first, last) = infer_layers(Backwards(), **given)
+    assert last.name == next(iter(given))
+    assert [layer.modules for layer in first] == [("patches",)] * len(first)
+
+
+def test_a_shared_block_goes_by_its_first_name() -> None:
+    """A further name of a shared block is refused instead of dropped."""
+    shared = block()
+    model = nn.Sequential(OrderedDict(a=shared, b=block(), c=shared))
+    assert [layer.name for layer in infer_layers(model, blocks=["a", "b"])] == ["a", "b"]
+    with pytest.raises(PlanError, match=r"^blocks: 'c' names no module .* by its first name"):
+        infer_layers(model, blocks=["c", "b"])
 
 
 def test_a_tied_head_is_the_embedding_unless_named() -> None:
@@ -298,7 +346,7 @@ BAD: dict[str, tuple[dict[str, Any], type[PlanError], str]] = {
     "a pattern without a match": (
         {"blocks": "uper.*"},
         PatternError,
-        "layers, blocks: pattern 'uper.*' selects nothing: the model has head, norm, upper, "
+        "blocks: pattern 'uper.*' selects nothing: the model has head, norm, upper, "
         "lower, bridge, patches; did you mean 'upper.*'?",
     ),
     "a part of a block": (
@@ -315,14 +363,14 @@ BAD: dict[str, tuple[dict[str, Any], type[PlanError], str]] = {
     "parameters as blocks": (
         {"blocks": "re:upper.*weight"},
         PlanError,
-        "blocks=('re:upper.*weight',) names no module with parameters; name the modules that are "
-        "the blocks, e.g. blocks='encoder.blocks.*'",
+        "blocks: 're:upper.*weight' names no module with parameters; re: is for parameters; name "
+        "the modules that are the blocks, e.g. blocks='encoder.blocks.*'",
     ),
     "a module without parameters as blocks": (
         {"blocks": "upper.*.dropout"},
         PlanError,
-        "blocks=('upper.*.dropout',) names no module with parameters; name the modules that are "
-        "the blocks, e.g. blocks='encoder.blocks.*'",
+        "blocks: 'upper.*.dropout' names no module with parameters by its first name; name the "
+        "modules that are the blocks, e.g. blocks='encoder.blocks.*'",
     ),
     "stages and blocks": (
         {"by": "stage", "blocks": "upper"},
@@ -390,7 +438,11 @@ def ladder(plan: FreezePlan, model: nn.Module, names: Mapping[str, str]) -> dict
 def test_a_plan_carries_corrections_to_its_builders() -> None:
     """Rules along the layers go by the plan's layers, also after a file."""
     plan = FreezePlan(
-        layers={"blocks": ["lower.*", "upper.*"], "stem": "patches", "head": ["norm", "head"]}
+        layers={
+            "blocks": ["lower.*", "upper.*"],
+            "stem": "patches",
+            "head": ["bridge", "norm", "head"],
+        }
     ).layer_decay(decay=0.5)
     names = {
         "patches": "patches.bias",
@@ -540,12 +592,12 @@ class Wrong(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
 
 
-def test_neighbours_of_a_row_that_is_not_at_the_end_join_it() -> None:
-    """Where the order is given, what stands before another than the first block is no stem."""
+def test_ends_stay_where_they_are_registered() -> None:
+    """Also where blocks are given in another order, what stands before them all is the stem."""
     layers = infer_layers(Wrong(), blocks=["lower.*", "upper.*"])
-    assert [layer.modules for layer in layers] == [("lower", "norm"), ("enter", "upper")]
+    assert [layer.modules for layer in layers] == [("enter",), ("lower",), ("upper",), ("norm",)]
     layers = infer_layers(Wrong(), blocks=["lower.*", "upper.*"], final_norm="last_block")
-    assert [layer.modules for layer in layers] == [("lower",), ("enter", "upper", "norm")]
+    assert [layer.modules for layer in layers] == [("enter",), ("lower",), ("upper", "norm")]
 
 
 def test_a_row_in_the_stem_takes_its_surroundings_along() -> None:

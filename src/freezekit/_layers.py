@@ -13,12 +13,12 @@ from typing import Literal, Self
 import torch
 
 from ._automaton import Automaton
+from ._corrections import Corrections
 from ._execution import Use, first_uses
-from ._glob import parse
-from ._layering import PARTS, Layering
-from ._matches import Selection, check_matches
+from ._layering import Layering
 from ._names import Tree, Walk, walk
-from ._placing import Clock, Rung, find_rungs, place, unconnected, unsure
+from ._placing import Placed, place
+from ._rungs import Clock, Rung, find_rungs, unconnected, unsure
 from ._shape import Shape
 from ._suggest import counted
 from .errors import PlanError
@@ -50,15 +50,20 @@ class Layers(tuple[Layer, ...]):
     """The layers of a model, from input to output; `str` is a table.
 
     Attributes:
+        blocks: those between stem and head; all of a model without blocks.
         notes: sentences about what could not be told, for example where the order is only that of
             registration.
     """
 
+    blocks: tuple[Layer, ...]
     notes: tuple[str, ...]
 
-    def __new__(cls, layers: Iterable[Layer], notes: Iterable[str] = ()) -> Self:
-        """Returns the layers with what there is to note."""
+    def __new__(
+        cls, layers: Iterable[Layer], blocks: range = range(0), notes: Iterable[str] = ()
+    ) -> Self:
+        """Returns the layers with where the blocks stand, and what there is to note."""
         made = super().__new__(cls, layers)
+        made.blocks = made[blocks.start : blocks.stop]
         made.notes = tuple(notes)
         return made
 
@@ -159,11 +164,11 @@ def read_layers(
     walked = walk(model, Automaton([], []))
     tree, shape = walked.tree, Shape(walked.tree)
     uses = None if example_inputs is None else _uses(walked, example_inputs)
-    names, places, notes = _placed(walked, shape, layering, uses)
-    found: list[list[int]] = [[] for _ in names]
-    for row, at in enumerate(places):
+    placed, notes = _placed(walked, shape, layering, uses)
+    found: list[list[int]] = [[] for _ in placed.names]
+    for row, at in enumerate(placed.places):
         found[at].append(row)
-    paths = _whole_modules(tree, places, len(names))
+    paths = _whole_modules(tree, placed.places, len(placed.names))
     layers = (
         Layer(
             index,
@@ -172,14 +177,15 @@ def read_layers(
             tuple(tree.names[row] for row in found[index]),
             sum(shape.sizes[row] for row in found[index]),
         )
-        for index, name in enumerate(names)
+        for index, name in enumerate(placed.names)
     )
-    return Layers(layers, notes)
+    return Layers(layers, placed.blocks, notes)
 
 
 def layer_ids(walked: Walk, layering: Layering) -> tuple[list[int], list[str]]:
     """Returns, for each parameter of a model, the index of its layer; and what is to be noted."""
-    return _placed(walked, Shape(walked.tree), layering, None)[1:]
+    placed, notes = _placed(walked, Shape(walked.tree), layering, None)
+    return placed.places, notes
 
 
 def _uses(walked: Walk, example_inputs: object) -> list[Use | None]:
@@ -195,14 +201,12 @@ def _uses(walked: Walk, example_inputs: object) -> list[Use | None]:
 
 def _placed(
     walked: Walk, shape: Shape, layering: Layering, uses: Sequence[Use | None] | None
-) -> tuple[list[str], list[int], list[str]]:
-    """Returns the names of the layers, the place of each parameter among them, and notes."""
+) -> tuple[Placed, list[str]]:
+    """Returns where the parameters of a model belong, and what is to be noted."""
     tree = walked.tree
-    given = _Given(walked, layering)
-    if not tree.names:
-        return [], [], []
+    given = Corrections(walked, layering)
     found, are_blocks = (given.rungs, True) if layering.blocks else find_rungs(shape, layering.by)
-    names, places, rungs = place(
+    placed = place(
         shape,
         found,
         Clock(tree, None if uses is None else [use and use.moment for use in uses]),
@@ -211,77 +215,10 @@ def _placed(
         open_ended=are_blocks,
     )
     if uses is not None:
-        return names, places, _seen(tree, rungs, uses)
-    return names, places, [] if layering.blocks else _guesses(shape, rungs)
-
-
-class _Given:
-    """What a layering names in a model.
-
-    Attributes:
-        rungs: the blocks.
-        parts: which parameters are the stem's or the head's.
-    """
-
-    def __init__(self, walked: Walk, layering: Layering) -> None:
-        """Looks up the patterns of a layering; a tied parameter goes by its first name first.
-
-        Raises:
-            PlanError: two parts name one parameter, or blocks names no module; `PatternError`
-                for a pattern that selects nothing.
-        """
-        lists = {part: getattr(layering, part) for part in PARTS}
-        labels = [f"layers, {part}" for part, texts in lists.items() for _ in texts]
-        automaton = Automaton([parse(text) for texts in lists.values() for text in texts], labels)
-        self.rungs: list[Rung] = []
-        self.parts: dict[int, Literal["stem", "head"]] = {}
-        if not labels:
-            return
-        walked = walk(walked.modules[0], automaton)
-        start = len(layering.stem)
-        blocks = range(start, start + len(layering.blocks))
-        check_matches(automaton, walked, [True] * len(labels), blocks)
-        selection = Selection([*lists.values()], automaton)
-        self.parts = _ends(walked.tree, selection)
-        self.rungs = _named_blocks(walked.tree, selection)
-        if layering.blocks and not self.rungs:
-            raise PlanError(
-                f"blocks={layering.blocks!r} names no module with parameters; name the modules "
-                "that are the blocks, e.g. blocks='encoder.blocks.*'"
-            )
-
-
-def _ends(tree: Tree, selection: Selection) -> dict[int, Literal["stem", "head"]]:
-    """Returns which parameters are given to the stem or the head."""
-    reached = [*enumerate(tree.accepts), *((alias.row, alias.accept) for alias in tree.aliases)]
-    found: dict[int, Literal["stem", "head"]] = {}
-    for row, accept in reached:
-        stem = selection.selects(PARTS.index("stem"), accept)
-        head = selection.selects(PARTS.index("head"), accept)
-        if stem and head:
-            raise PlanError(f"stem and head both name {tree.names[row]!r}; name it in one of them")
-        if stem or head:
-            found.setdefault(row, "stem" if stem else "head")
-    return found
-
-
-def _named_blocks(tree: Tree, selection: Selection) -> list[Rung]:
-    """Returns the outermost modules with parameters that the patterns of the blocks name."""
-    blocks = PARTS.index("blocks")
-    filled = [False] * len(tree.prefixes)
-    for row in tree.owners:
-        while row >= 0 and not filled[row]:
-            filled[row] = True
-            row = tree.parents[row]
-    named = [selection.selects(blocks, accept) for accept in tree.module_accepts]
-    rungs, inside = [], set[int]()
-    for row, parent in enumerate(tree.parents):
-        if parent in inside or (named[row] and filled[row]):
-            inside.add(row)
-            if parent not in inside:
-                turn = selection.first(blocks, tree.module_accepts[row])
-                rungs.append(Rung(row, parent, row, turn))
-    return rungs
+        return placed, _seen(tree, placed.rungs, uses)
+    if layering.blocks:
+        return placed, _astray(tree, placed.astray)
+    return placed, _guesses(shape, placed.rungs)
 
 
 def _seen(tree: Tree, rungs: Sequence[Rung], uses: Sequence[Use | None]) -> list[str]:
@@ -300,6 +237,17 @@ def _seen(tree: Tree, rungs: Sequence[Rung], uses: Sequence[Use | None]) -> list
             "data was seen to flow from the first to the second"
         )
     return notes
+
+
+def _astray(tree: Tree, rows: Sequence[int]) -> list[str]:
+    """Returns a sentence that says what stands beside blocks that are given in another order."""
+    if not rows:
+        return []
+    paths = [tree.prefixes[row][:-1] or "the model's own" for row in rows]
+    return [
+        "blocks are given in another order than registered, and by registration alone is placed "
+        f"{counted(paths, 'module')}; name them in stem or head"
+    ]
 
 
 def _guesses(shape: Shape, rungs: Sequence[Rung]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from ._automaton import Automaton
 from ._glob import SPECIAL, class_name, literal
 from ._layering import Layering
-from ._layers import Layer, read_layers
+from ._layers import Layer, Layers, read_layers
 from ._names import Tree, unwrap, walk
 from ._plan import FreezePlan
 from ._verbs import LayerProperties
@@ -34,7 +34,7 @@ class Parts:
 
     model: torch.nn.Module
     tree: Tree
-    layers: tuple[Layer, ...]
+    layers: Layers
     layering: Layering
 
     @property
@@ -45,17 +45,17 @@ class Parts:
     @property
     def has_stem(self) -> bool:
         """Whether something stands before the first block."""
-        return bool(self.layers) and self.layers[0].name == "stem"
+        return self.layers[:1] != self.layers.blocks[:1]
 
     @property
     def has_tail(self) -> bool:
         """Whether something stands after the last block."""
-        return bool(self.layers) and self.layers[-1].name == "head"
+        return self.layers[-1:] != self.layers.blocks[-1:]
 
     @property
     def blocks(self) -> tuple[Layer, ...]:
         """The layers between stem and head; of a model without blocks, all."""
-        return self.layers[self.has_stem : len(self.layers) - self.has_tail]
+        return self.layers.blocks
 
 
 def parts_of(model: torch.nn.Module, layers: LayerProperties | None = None) -> Parts:

@@ -99,7 +99,8 @@ class Shape:
                 if self.tree.class_names[child] == "ModuleList" and len(self.below[child]) > 1:
                     lengths.setdefault(len(self.below[child]), []).append(self.below[child])
             above = self.tree.parents[row]
-            in_stage = row > 0 and self.is_plain(above) and len(self.below[above]) > 1
+            listed = row > 0 and self.is_plain(above) and len(self.below[above]) > 1
+            in_stage = listed and not self.is_plain(row)
             for lists in lengths.values():
                 moved.update(self._rest_of_layers(lists, in_stage=in_stage))
         return moved

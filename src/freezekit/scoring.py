@@ -15,7 +15,7 @@ from ._automaton import Automaton
 from ._glob import literal
 from ._gradients import LossFn, gradient_norms, joint_norm, norm, undisturbed
 from ._layering import Layering
-from ._layers import Layer, read_layers
+from ._layers import Layers, read_layers
 from ._names import Tree, unwrap, walk
 from ._parts import cover
 from ._plan import FreezePlan
@@ -26,7 +26,6 @@ __all__ = ["Score", "Scores", "score_layers", "to_plan"]
 
 Method = Literal["relative_gradient_norm", "snr", "fisher"]
 
-_LABELS = ("stem", "head")  # names of layers that are no paths
 _IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution in standard deviations
 _ROWS_AT_ONCE = 8192  # an embedding need not be in memory twice
 _LEAST = 1e-6  # of the largest singular value; less is the rounding of the Gram matrix
@@ -267,7 +266,7 @@ def _check_values(model: torch.nn.Module, named: dict[str, torch.nn.Parameter]) 
 
 
 def _weight_matrices(
-    tree: Tree, layers: Sequence[Layer], named: dict[str, torch.nn.Parameter]
+    tree: Tree, layers: Layers, named: dict[str, torch.nn.Parameter]
 ) -> list[_Part]:
     """Returns a part for each parameter that has several rows and columns.
 
@@ -284,7 +283,7 @@ def _weight_matrices(
             others = [other for other in own[owner] if other != name]
             alone = not any(named[other].dim() > 1 for other in others)
             path = tree.prefixes[owner][:-1] if alone else name
-            inside = path.removeprefix(f"{layer.name}.") if layer.name not in _LABELS else path
+            inside = path.removeprefix(f"{layer.name}.") if layer in layers.blocks else path
             names = tuple(own[owner]) if alone else (name,)
             parts.append(_Part(path, inside, names, name))
     if not parts:
