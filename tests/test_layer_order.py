@@ -111,8 +111,8 @@ def test_parts_without_blocks_are_in_the_order_of_execution() -> None:
     assert [layer.name for layer in by_registration] == ["out", "enter"]
     assert by_registration.notes == (
         "in the order of registration, as structure does not tell: 'out' before 'enter'; "
-        "infer_layers(model, example_inputs=...) shows the order of execution, and blocks=[...] "
-        "says it",
+        "infer_layers(model, example_inputs=...) shows the order of execution, and stem, blocks "
+        "and head say it",
     )
     executed = infer_layers(Small(), example_inputs=torch.ones(1, 3))
     assert [layer.name for layer in executed] == ["enter", "out"]
@@ -209,7 +209,9 @@ def test_inputs_that_do_not_fit_are_an_error_with_its_cause() -> None:
         "Backwards does not run on example_inputs: RuntimeError: mat1 and mat2 shapes"
     )
     assert str(caught.value).endswith(
-        "give a tuple of positional arguments, a mapping of keyword arguments, or the only argument"
+        "give a tuple of positional arguments, a mapping of keyword arguments, or the only "
+        "argument (a list is one), and where modules in train mode want more, a larger batch or "
+        "model.eval()"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -492,6 +494,18 @@ def test_rows_side_by_side_are_noted_and_stages_are_not() -> None:
     assert "'layer2.1' before 'layer1.0'" in infer_layers(wrong).notes[0]
 
 
+def test_an_input_layer_behind_other_parts_is_noted() -> None:
+    """A convolution over images behind a linear layer, or behind the blocks, is a surprise."""
+    patch, head = nn.Conv2d(3, WIDTH, 2), nn.Linear(WIDTH, 2)
+    blocks = nn.Sequential(block(), block())
+    right = nn.ModuleDict({"patch": patch, "blocks": blocks, "head": head})
+    assert infer_layers(right).notes == ()
+    early = nn.ModuleDict({"head": head, "patch": patch, "blocks": blocks})
+    assert "not tell: 'head' before 'patch';" in infer_layers(early).notes[0]
+    late = nn.ModuleDict({"blocks": blocks, "patch": patch, "head": head})
+    assert "not tell: 'blocks.1' before 'patch';" in infer_layers(late).notes[0]
+
+
 def test_layers_print_as_a_table() -> None:
     """The text has a line for each layer and for each note."""
     model = nn.Sequential(nn.Embedding(10, 8), nn.Sequential(block(), block()), nn.Linear(8, 2))
@@ -611,3 +625,44 @@ def test_a_row_in_the_stem_takes_its_surroundings_along() -> None:
     )
     layers = infer_layers(model, stem="lower")
     assert [layer.modules for layer in layers] == [("lower", "between"), ("upper.0",), ("upper.1",)]
+
+
+class Keeps(nn.Module):
+    """A model that keeps things of a pass: numbers, lists, buffers that are new or grow."""
+
+    def __init__(self) -> None:
+        """Registers a buffer without a value beside one that has one."""
+        super().__init__()
+        self.enter = nn.Linear(3, 4)
+        self.register_buffer("table", torch.ones(2))
+        self.register_buffer("late", None)
+        self.longest, self.losses = 2, [0.0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Grows the table once, as rotary embeddings do, and remembers that it did."""
+        if len(x) > self.longest:
+            self.table, self.longest = torch.ones(len(x)), len(x)
+        self.late = torch.zeros(1)
+        self.losses.append(1.0)
+        self.cache = x
+        self.register_buffer("fresh", torch.zeros(1))
+        y: torch.Tensor = self.enter(x)
+        return y * self.table[: len(x), None]
+
+
+def test_a_pass_leaves_no_attributes_behind() -> None:
+    """What modules keep of a pass is put back, so that no part of it contradicts another."""
+    model = Keeps()
+    before = dict(vars(model))
+    infer_layers(model, example_inputs=torch.ones(5, 3))
+    assert vars(model) == before
+    assert (model.longest, len(model.table), model.late, model.losses) == (2, 2, None, [0.0])
+    assert [name for name, _ in model.named_buffers()] == ["table"]
+    assert model(torch.ones(5, 3)).shape == (5, 4)
+
+
+def test_a_lazy_model_has_to_run_first() -> None:
+    """Parameters without a shape cannot be watched; the error says what to do."""
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    with pytest.raises(PlanError, match=r"^Sequential has parameters without a shape yet; run one"):
+        infer_layers(model, example_inputs=torch.ones(1, 2))

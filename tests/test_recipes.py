@@ -364,6 +364,7 @@ def test_a_model_without_a_head_has_blocks(name: str) -> None:
 ODD = ("a[0]", "b*", "{c}", "d@e", "!f", "g?", "re:h")
 
 
+@pytest.mark.filterwarnings("ignore:Named. in the order of registration")
 @pytest.mark.parametrize("odd", ODD)
 def test_names_that_are_no_patterns_are_quoted(odd: str) -> None:
     """Blocks, heads and biases are selected exactly, whatever characters their names have."""
@@ -537,6 +538,16 @@ def test_recipes_go_by_the_layers_that_the_user_names(name: str) -> None:
     assert plan.resolve(two_rows(), total_epochs=9, steps_per_epoch=1).warnings == ()
 
 
+def test_recipes_by_blocks_warn_of_what_is_not_known() -> None:
+    """A plan in paths carries no notes, so the recipe gives them as a warning."""
+    with pytest.warns(
+        UserWarning, match=r"^Named: in the order of registration, .*'late.1' before"
+    ):
+        plan = recipes.last_n_layers(two_rows(), 1)
+    assert [each.filename for each in seen] == [__file__]
+    assert repr(plan) == "FreezePlan().freeze('**').unfreeze('early.1')"
+
+
 def test_layer_decay_spares_norms_and_biases() -> None:
     """As in ELECTRA and BEiT they have no weight decay."""
     explain = recipes.layer_decay_finetuning(bert()).resolve(bert()).explain
@@ -581,8 +592,8 @@ def test_surgery_is_on_thirds(blocks: int, first: int, middle: range) -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "too_many_blocks": (
         lambda: recipes.last_n_layers(bert(), 4),
-        "n is 4, and BertForSequenceClassification has 3 blocks: bert.encoder.layer.0 to "
-        "bert.encoder.layer.2",
+        "n is 4, and BertForSequenceClassification has 3 blocks: bert.encoder.layer.0, "
+        "bert.encoder.layer.1, bert.encoder.layer.2",
     ),
     "no_block": (
         lambda: recipes.first_n_layers(bert(), 0),
@@ -626,8 +637,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "frozen_before": (
         lambda: recipes.linear_probe_then_finetune(bert().requires_grad_(False)),
-        "all of BertForSequenceClassification but its head has requires_grad=False already, so "
-        "there is nothing to fine-tune after probing; call requires_grad_(True) before the recipe",
+        "there is nothing of BertForSequenceClassification to fine-tune after probing: all but the "
+        "head has requires_grad=False already, or there is nothing else; call requires_grad_(True) "
+        "before the recipe, or probe less, e.g. head='classifier'",
+    ),
+    "nothing_but_a_head": (
+        lambda: recipes.linear_probe_then_finetune(nn.Linear(2, 2)),
+        "there is nothing of Linear to fine-tune after probing: all but the head has "
+        "requires_grad=False already, or there is nothing else; call requires_grad_(True) before "
+        "the recipe, or probe less, e.g. head='classifier'",
+    ),
+    "one_layer_only": (
+        lambda: recipes.last_n_layers(nn.Linear(2, 2), 2),
+        "n is 2, and Linear has 1 block: the model itself",
     ),
     "no_biases": (
         lambda: recipes.bitfit(llama()),

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._gradients import undisturbed
-from .errors import FreezekitError
+from .errors import FreezekitError, PlanError
 
 _LOOKS = ("new_", "_like")
 """What operators have in their names that read of a tensor its shape, dtype and device only."""
@@ -50,8 +51,14 @@ def first_uses(
         For each parameter its first use, None where there was none.
 
     Raises:
+        PlanError: a parameter is lazy and has no shape yet.
         FreezekitError: the model does not run on these inputs.
     """
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise PlanError(
+            f"{type(model).__name__} has parameters without a shape yet; run one batch through the "
+            "model before its layers are inferred with example_inputs"
+        )
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     buffers = {name: each.detach().clone() for name, each in model.named_buffers()}
@@ -65,7 +72,8 @@ def first_uses(
             raise FreezekitError(
                 f"{type(model).__name__} does not run on example_inputs: {type(error).__name__}: "
                 f"{error}; give a tuple of positional arguments, a mapping of keyword arguments, "
-                "or the only argument"
+                "or the only argument (a list is one), and where modules in train mode want more, "
+                "a larger batch or model.eval()"
             ) from error
     return [watch.uses.get(id(parameter)) for parameter in parameters]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,22 +18,20 @@ LossFn = Callable[[torch.nn.Module, Any], torch.Tensor]
 """Computes the loss of a model on a batch."""
 
 _PIECE = 4096  # elements whose squares are summed in single precision
-_RNN_KEEPS = ("_flat_weights", "_flat_weight_refs")  # lists of the weights of the last pass
 
 
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Computes gradients inside, whatever the mode outside, and leaves no trace of them.
 
-    Torch's random generators are put back, and what RNNs keep of their weights for themselves.
+    Torch's random generators are put back, and what modules keep of a pass: attributes of their
+    own, and the members of their lists and dicts, among them buffers that are new.
     """
     devices = {parameter.device for parameter in model.parameters()}
     kinds = {device.type for device in devices} - {"cpu", "mps"}  # fork_rng has no mps
-    kept = [
-        (module.__dict__, {key: module.__dict__.get(key) for key in _RNN_KEEPS})
-        for module in model.modules()
-        if isinstance(module, torch.nn.RNNBase)
-    ]
+    attributes = [module.__dict__ for module in model.modules()]
+    kept = [each for held in attributes for each in (held, *held.values()) if _is_kept(each)]
+    before = [each.copy() for each in kept]
     kind = kinds.pop() if kinds else "cuda"
     numbers = [device.index or 0 for device in devices if device.type == kind]
     rng = torch.random.fork_rng(numbers, device_type=kind)
@@ -40,8 +39,16 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for attributes, before in kept:
-                attributes.update(before)
+            for held, members in zip(kept, before, strict=True):
+                held.clear()
+                if isinstance(held, list):
+                    held.extend(members)
+                else:
+                    held.update(members)
+
+
+def _is_kept(held: object) -> bool:
+    return type(held) in (dict, OrderedDict, list, set)
 
 
 def gradient_norms(

@@ -18,7 +18,7 @@ from ._execution import Use, first_uses
 from ._layering import Layering
 from ._names import Tree, Walk, walk
 from ._placing import Placed, place
-from ._rungs import Clock, Rung, find_rungs, unconnected, unsure
+from ._rungs import Clock, Rung, find_rungs, late_inputs, unconnected, unsure
 from ._shape import Shape
 from ._suggest import counted
 from .errors import PlanError
@@ -218,7 +218,8 @@ def _placed(
         return placed, _seen(tree, placed.rungs, uses)
     if layering.blocks:
         return placed, _astray(tree, placed.astray)
-    return placed, _guesses(shape, placed.rungs)
+    late = late_inputs(shape, placed.rungs) if are_blocks else []
+    return placed, _guesses(tree, [*unsure(shape, placed.rungs), *late])
 
 
 def _seen(tree: Tree, rungs: Sequence[Rung], uses: Sequence[Use | None]) -> list[str]:
@@ -250,15 +251,14 @@ def _astray(tree: Tree, rows: Sequence[int]) -> list[str]:
     ]
 
 
-def _guesses(shape: Shape, rungs: Sequence[Rung]) -> list[str]:
-    """Returns a sentence that says which layers are in the order of registration only."""
-    doubtful = unsure(shape, rungs)
-    if not doubtful:
+def _guesses(tree: Tree, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Returns a sentence that says which modules are in the order of registration only."""
+    if not pairs:
         return []
     return [
         "in the order of registration, as structure does not tell: "
-        f"{_pairs(shape.tree, doubtful, 'before')}; infer_layers(model, example_inputs=...) shows "
-        "the order of execution, and blocks=[...] says it"
+        f"{_pairs(tree, pairs, 'before')}; infer_layers(model, example_inputs=...) shows the order "
+        "of execution, and stem, blocks and head say it"
     ]
 
 

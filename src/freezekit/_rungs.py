@@ -10,6 +10,8 @@ from ._names import Tree
 from ._shape import Shape, ancestors
 from ._stacks import find_stacks
 
+_CHANNELS = (3, 4)
+
 
 class Rung(NamedTuple):
     """A block, or a part of a model without blocks.
@@ -88,9 +90,9 @@ def find_rungs(shape: Shape, by: str) -> tuple[list[Rung], bool]:
 
 
 def unsure(shape: Shape, rungs: Sequence[Rung]) -> list[tuple[int, int]]:
-    """Returns the neighbours of which structure does not say that one comes before the other.
+    """Returns pairs of modules of which structure does not say that the first one comes first.
 
-    It does say so for what stands in one container, and for siblings whose numbers go up.
+    It does say so for neighbours in one container, and for siblings whose numbers go up.
     """
     found = []
     for one, two in pairwise(rungs):
@@ -104,6 +106,35 @@ def unsure(shape: Shape, rungs: Sequence[Rung]) -> list[tuple[int, int]]:
             row, child = shape.tree.parents[row], row
         if not (shape.is_plain(row) or shape.counts_up(above[row], child)):
             found.append((one.row, two.row))
+    return found
+
+
+def late_inputs(shape: Shape, rungs: Sequence[Rung]) -> list[tuple[int, int]]:
+    """Returns what takes the model's input, by its looks, with what is registered before it.
+
+    A convolution over three or four channels takes in images: behind the blocks, or behind a linear
+    layer before them, it is a surprise.
+    """
+    tree = shape.tree
+    if not rungs:
+        return []
+    rows = {rung.row for rung in rungs}
+    first, last = min(rows), max(rows)
+    inside = inside_of(tree, rungs)
+    linear = [
+        row
+        for row in dict.fromkeys(tree.owners)
+        if row < first and inside[row] < 0 and tree.class_names[row].endswith("Linear")
+    ]
+    found = []
+    for owner, sizes in zip(tree.owners, tree.shapes, strict=True):
+        images = sizes is not None and len(sizes) > 2 and sizes[1] in _CHANNELS
+        if inside[owner] >= 0 or not images:
+            continue
+        if owner > last:
+            found.append((last, owner))
+        elif linear and linear[0] < owner < first:
+            found.append((linear[0], owner))
     return found
 
 

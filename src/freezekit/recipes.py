@@ -11,6 +11,7 @@ trains, and for nothing else.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
@@ -26,6 +27,7 @@ from ._names import is_bias
 from ._parts import Parts, block_patterns, find_head, no_head, parts_of, patterns_for
 from ._plan import FreezePlan
 from ._rules import Rule, is_real, whole_number
+from ._suggest import counted
 from ._verbs import LayerProperties, did_you_mean
 from .errors import PlanError
 
@@ -151,11 +153,12 @@ def linear_probe_then_finetune(
             )
         )
     plan = _plan(parts, *rules)
-    probing, *_, tuning = plan.resolve(model, **_TRIAL).phases
-    if probing.trainable == tuning.trainable:
+    phases = plan.resolve(model, **_TRIAL).phases
+    if phases[0].trainable == phases[-1].trainable:
         raise PlanError(
-            f"all of {parts.title} but its head has requires_grad=False already, so there is "
-            "nothing to fine-tune after probing; call requires_grad_(True) before the recipe"
+            f"there is nothing of {parts.title} to fine-tune after probing: all but the head has "
+            "requires_grad=False already, or there is nothing else; call requires_grad_(True) "
+            "before the recipe, or probe less, e.g. head='classifier'"
         )
     return plan
 
@@ -341,7 +344,8 @@ def last_n_layers(
     """
     parts = parts_of(model, layers)
     blocks = parts.blocks[len(parts.blocks) - _count("n", n, parts, least=1) :]
-    return _only(parts, blocks, within, _asked_head(parts, head, train_head), lr)
+    extra = _asked_head(parts, head, train_head)
+    return _by_blocks(parts, *_only(parts, blocks, within, extra, lr))
 
 
 def first_n_layers(
@@ -385,7 +389,8 @@ def first_n_layers(
     """
     parts = parts_of(model, layers)
     blocks = parts.blocks[: _count("n", n, parts, least=1)]
-    return _only(parts, blocks, within, _asked_head(parts, head, train_head), lr)
+    extra = _asked_head(parts, head, train_head)
+    return _by_blocks(parts, *_only(parts, blocks, within, extra, lr))
 
 
 def first_n_layers_frozen(
@@ -433,7 +438,7 @@ def first_n_layers_frozen(
         for name in layer.parameter_names
     ]
     frozen = Rule("freeze", patterns_for(parts, names))
-    return _plan(parts, frozen, *_also("unfreeze", _named(head)))
+    return _by_blocks(parts, frozen, *_also("unfreeze", _named(head)))
 
 
 def bitfit(
@@ -601,7 +606,7 @@ def progressive_freezing(
             f"no layer of {parts.title} would freeze{within}: it has {len(parts.layers)} and the "
             "last one never does"
         )
-    return _plan(parts, *rules, *_also("unfreeze", _named(head)))
+    return _by_blocks(parts, *rules, *_also("unfreeze", _named(head)))
 
 
 def surgical(
@@ -664,7 +669,7 @@ def surgical(
                 "last; say shift='input' or shift='output'"
             )
         patterns = (*patterns_for(parts, names), *_named(head))
-    return _plan(parts, _FREEZE_ALL, Rule("unfreeze", patterns, lr=lr))
+    return _by_blocks(parts, _FREEZE_ALL, Rule("unfreeze", patterns, lr=lr))
 
 
 def _only(
@@ -673,11 +678,18 @@ def _only(
     within: Patterns | None,
     extra: tuple[str, ...],
     lr: float | None,
-) -> FreezePlan:
-    """Returns the plan that trains some blocks, or what is named within them, and what is extra."""
+) -> tuple[Rule, Rule]:
+    """Returns rules that train some blocks, or what is named within them, and what is extra."""
     inner = None if within is None else _named(within, "within")
     patterns = (*block_patterns(parts, blocks, inner), *extra)
-    return _plan(parts, _FREEZE_ALL, Rule("unfreeze", patterns, lr=lr))
+    return _FREEZE_ALL, Rule("unfreeze", patterns, lr=lr)
+
+
+def _by_blocks(parts: Parts, *rules: Rule) -> FreezePlan:
+    """Returns a plan that names blocks; what is not known of their order is a warning."""
+    for note in parts.layers.notes:
+        warnings.warn(f"{parts.title}: {note}", stacklevel=3)
+    return _plan(parts, *rules)
 
 
 def _plan(parts: Parts, *rules: Rule) -> FreezePlan:
@@ -742,8 +754,8 @@ def _count(name: str, value: int, parts: Parts, *, least: int) -> int:
     """Returns a number of blocks once the model is known to have as many."""
     count, blocks = whole_number(name, value, least), parts.blocks
     if count > len(blocks):
-        listed = f": {blocks[0].name} to {blocks[-1].name}" if blocks else ""
-        raise PlanError(f"{name} is {count}, and {parts.title} has {len(blocks)} blocks{listed}")
+        names = [block.name or "the model itself" for block in blocks]
+        raise PlanError(f"{name} is {count}, and {parts.title} has {counted(names, 'block')}")
     return count
 
 
