@@ -25,7 +25,7 @@ They are those for classification of text, tokens, images and audio, for questio
 language modelling, segmentation, detection and CTC.
 
 What breaks one of these is marked as wrong below.
-For such a model write the rules out instead.
+For such a model name `stem`, `blocks` and `head`, or write the rules out.
 
 ## Base classes
 

@@ -674,6 +674,22 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
                     head1=feed_forward(), head2=feed_forward()),
         {name: (name,) for name in ("conv1", "conv2", "head1", "head2")},
     ),
+    "layers around the blocks in one sequence": (
+        lambda: Net(features=nn.Sequential(conv_norm(), *several(lambda: residual(8, 8)),
+                    conv_norm()), out=linear()),
+        {"stem": ("features.0",)} | {f"features.{n}": (f"features.{n}",) for n in (1, 2, 3)}
+        | {"head": ("features.4", "out")},
+    ),
+    "layers before and between the stages of one sequence": (
+        lambda: Net(features=nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 8, 4), nn.LayerNorm(8)),
+            nn.Sequential(*several(transformer_block, 2)), Wrap(norm=nn.LayerNorm(8),
+            reduce=linear()), nn.Sequential(transformer_block(16), transformer_block(16))),
+            out=linear()),
+        {"stem": ("features.0",), "features.1.0": ("features.1.0",),
+         "features.1.1": ("features.1.1",), "features.2": ("features.2",),
+         "features.3.0": ("features.3.0",), "features.3.1": ("features.3.1",), "head": ("out",)},
+    ),
     "heads for what each block gives": (
         lambda: Net(layers=nn.ModuleList(several(transformer_block)), boxes=nn.ModuleList(
             several(lambda: Wrap(one=linear(WIDTH, 1), two=linear(WIDTH, 1))))),

@@ -540,9 +540,8 @@ def test_recipes_go_by_the_layers_that_the_user_names(name: str) -> None:
 
 def test_recipes_by_blocks_warn_of_what_is_not_known() -> None:
     """A plan in paths carries no notes, so the recipe gives them as a warning."""
-    with pytest.warns(
-        UserWarning, match=r"^Named: in the order of registration, .*'late.1' before"
-    ):
+    expected = r"^Named: in the order of registration, .*'late.1' before 'early.0'"
+    with pytest.warns(UserWarning, match=expected) as seen:
         plan = recipes.last_n_layers(two_rows(), 1)
     assert [each.filename for each in seen] == [__file__]
     assert repr(plan) == "FreezePlan().freeze('**').unfreeze('early.1')"

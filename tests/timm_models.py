@@ -115,8 +115,6 @@ OTHERS = (
     "resnetblur18",
     "resnetv2_18",
     "resnetv2_50x1_bit",
-    "rexnet_100",
-    "rexnetr_100",
     "sam2_hiera_large",
     "samvit_base_patch16",
     "samvit_huge_patch16",
@@ -180,7 +178,7 @@ DIFFERENT = {
         "what projects the features for a language model is a head",
     ),
     "dla34": (
-        "stem level{0..2} level3.tree{1..2} level4.tree{1..2} level5 head",
+        "stem level2 level3.tree{1..2} level4.tree{1..2} level5 head",
         "a tree of two trees has these as layers, one with more than two parts is one layer",
     ),
     "dm_nfnet_f0": (
@@ -236,8 +234,8 @@ DIFFERENT = {
         "timm splits the stem where it pools",
     ),
     "inception_v4": (
-        "features.{0..21} head",
-        "convolutions in the row of the blocks are layers",
+        "stem features.{4..21} head",
+        "what leads to the blocks in one row with them is the stem's",
     ),
     "legacy_xception": (
         "stem block{1..12} conv{3..4} head",
@@ -274,6 +272,14 @@ DIFFERENT = {
         "stem blocks.0.0 blocks.1.0 blocks.2.0 blocks.3.0 blocks.4.0 blocks.5.0 "
         "blocks.6.{0..4} blocks.7.0 blocks.8.{0..3} blocks.9.0 head",
         "what stands behind the pooling is the head's",
+    ),
+    "rexnet_100": (
+        "stem features.{0..15} head",
+        "the convolution that leads from the blocks ends the last one, as in an EfficientNet",
+    ),
+    "rexnetr_100": (
+        "stem features.{0..15} head",
+        "the convolution that leads from the blocks ends the last one, as in an EfficientNet",
     ),
     "selecsls42": (
         "stem features.{0..5} head",

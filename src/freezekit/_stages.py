@@ -50,8 +50,29 @@ def read_stages(shape: Shape, members: list[int]) -> Stack:
         for block in row
     )
     if not repeated or not (differ or copies or nested):
-        return Stack(members, [[member] for member in members])
-    return Stack(members, [row or [each] for each, row in zip(members, inner, strict=True)])
+        return _without_ends(shape, Stack(members, [[member] for member in members]))
+    blocks = [row or [each] for each, row in zip(members, inner, strict=True)]
+    return _without_ends(shape, Stack(members, blocks))
+
+
+def _without_ends(shape: Shape, stack: Stack) -> Stack:
+    """Returns a row without the layers of one weight that lead to its blocks and from them.
+
+    In an EfficientNet so do a convolution with its norm each, all in one container. Stages apart,
+    they are of a class that no block has.
+    """
+    names = shape.tree.class_names
+    pairs = [*zip(*stack, strict=True)]
+    heavy = [
+        at for at, (member, row) in enumerate(pairs) if row != [member] or shape.weights[member] > 1
+    ]
+    start, stop = (heavy[0], heavy[-1] + 1) if heavy else (0, len(pairs))
+    classes = set() if stack.staged else {names[member] for member, _ in pairs[start:stop]}
+    while start and names[pairs[start - 1][0]] in classes:
+        start -= 1
+    while stop < len(pairs) and names[pairs[stop][0]] in classes:
+        stop += 1
+    return Stack(stack.members[start:stop], stack.blocks[start:stop])
 
 
 def _kin(shape: Shape, member: int, members: Sequence[int]) -> list[int]:
