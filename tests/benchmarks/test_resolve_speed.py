@@ -79,7 +79,7 @@ def ratio(model: torch.nn.Module, rules: int, repeats: int) -> float:
     return median(ratios)
 
 
-def best_of(measure: Callable[[], float], enough: float, turns: int = 3) -> float:
+def best_of(measure: Callable[[], float], enough: float, turns: int = 8) -> float:
     """Returns the least of up to so many measurements: a busy machine only ever adds to one."""
     found = measure()
     for _ in range(turns - 1):
