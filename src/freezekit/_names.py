@@ -178,14 +178,15 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
         add_prefix(prefix)
         add_parent(parent)
         add_module_accept(state.accept)
-        if module._buffers and _has_buffers(module):
+        attributes = module.__dict__  # looked up once: it costs more the more classes are loaded
+        if attributes["_buffers"] and _has_buffers(module):
             tree.buffered.append(row)
-        if MARK in module.__dict__:
+        if MARK in attributes:
             tree.marked.append(row)
-        children = module._modules
+        children = attributes["_modules"]
         reached = _reached(automaton, module, prefix, state) if state.indices else _NOTHING
         known = state.parameters
-        for name, parameter in module._parameters.items():
+        for name, parameter in attributes["_parameters"].items():
             if parameter is not None:
                 accept = None if reached else known.get(name)
                 if accept is None:
@@ -202,13 +203,15 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
         for name, child in children.items():
             if child is None:
                 continue
-            if type(child) not in plain:
+            cls = type(child)
+            if cls not in plain:
                 child = unwrap(child)
-                plain.add(type(child))
-            by_name = None if reached else steps.get(type(child))
+                cls = type(child)
+                plain.add(cls)
+            by_name = None if reached else steps.get(cls)
             step = by_name.get(name) if by_name else None
             if step is None:
-                step = automaton.child(state, name, type(child), reached.get(name, ()))
+                step = automaton.child(state, name, cls, reached.get(name, ()))
             if spelled and id(child) in spelled:
                 step = automaton.covered(step, spelled[id(child)])
             visit(child, f"{prefix}{name}.", row, step)
@@ -235,7 +238,7 @@ class _Shared(NamedTuple):
     state: State
 
 
-_SHAPE = attrgetter("shape")
+_SHAPE, _DTYPE, _FLAG = map(attrgetter, ("shape", "dtype", "requires_grad"))
 _NOTHING: dict[str, Reached] = {}
 _MANY_ALIASES = 1_000
 
@@ -286,10 +289,10 @@ def _read_parameters(
     """Fills the parameters' columns, moving further names of a tied tensor to the aliases."""
     if automaton.regexes:
         tree.accepts[:] = map(automaton.with_regexes, tree.accepts, tree.names)
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
+    if len(set(map(id, parameters))) < len(parameters):
         _split_tied(tree, parameters)
-    tree.flags = [parameter.requires_grad for parameter in parameters]
-    tree.dtypes = [parameter.dtype for parameter in parameters]
+    tree.flags = list(map(_FLAG, parameters))
+    tree.dtypes = list(map(_DTYPE, parameters))
     shapes: dict[torch.Size, torch.Size] = {}  # one object per shape: fewer for the collector
     try:
         tree.shapes = [shapes.setdefault(shape, shape) for shape in map(_SHAPE, parameters)]

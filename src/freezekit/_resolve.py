@@ -63,10 +63,11 @@ def bind(
     cascade = Cascade(entries, selection, time)
     traits = _traits(plan, tree)
     bare = tree.bare()
-    keys = [*zip(tree.accepts, traits, layers, strict=True)]
-    buffer_keys = [(tree.module_accepts[row], 0, _layer_at(tree, layers, row)) for row in bare]
+    keys = _keys(tree.accepts, traits, layers)
+    at_buffers = [_layer_at(tree, layers, row) for row in bare]
+    buffer_keys = _keys([tree.module_accepts[row] for row in bare], [0] * len(bare), at_buffers)
     ids = {key: number for number, key in enumerate(dict.fromkeys([*keys, *buffer_keys]))}
-    outcomes = [cascade.outcome(*key) for key in ids]
+    outcomes = [cascade.outcome(*_unpacked(key)) for key in ids]
     outcome_ids = [ids[key] for key in keys]
     _tie(cascade, tree, traits, layers, outcomes, outcome_ids)
     buffer_ids = {row: ids[key] for row, key in zip(bare, buffer_keys, strict=True)}
@@ -79,6 +80,20 @@ def bind(
         *_fixed(cascade, tree, traits, outcomes, outcome_ids),
     )
     return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
+
+
+def _keys(accepts: Sequence[int], traits: Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Returns what decides for each parameter, as one number: tuples would keep the collector busy.
+
+    The layer has the lowest 32 bits, the traits have three bits above it.
+    """
+    columns = zip(accepts, traits, layers, strict=True)
+    return [accept << 35 | trait << 32 | layer for accept, trait, layer in columns]
+
+
+def _unpacked(key: int) -> tuple[int, int, int]:
+    """Returns the accept id, the traits and the layer that a key stands for."""
+    return key >> 35, key >> 32 & 7, key & 0xFFFFFFFF
 
 
 def _layers(plan: FreezePlan, walked: Walk) -> tuple[Sequence[int], list[str]]:
