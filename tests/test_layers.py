@@ -674,6 +674,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
                     head1=feed_forward(), head2=feed_forward()),
         {name: (name,) for name in ("conv1", "conv2", "head1", "head2")},
     ),
+    "stages that are lists in a list": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ModuleList([nn.ModuleList(
+            several(lambda: transformer_block(width), 2)) for width in (8, 16, 24)]), linear()),
+        {"stem": ("0",)}
+        | {f"1.{stage}.{n}": (f"1.{stage}.{n}",) for stage in range(3) for n in range(2)}
+        | {"head": ("2",)},
+    ),
     "layers around the blocks in one sequence": (
         lambda: Net(features=nn.Sequential(conv_norm(), *several(lambda: residual(8, 8)),
                     conv_norm()), out=linear()),
