@@ -676,7 +676,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = 
     ),
     "stages that are lists in a list": (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ModuleList([nn.ModuleList(
-            several(lambda: transformer_block(width), 2)) for width in (8, 16, 24)]), linear()),
+            [transformer_block(width), transformer_block(width)]) for width in (8, 16, 24)]),
+            linear()),
         {"stem": ("0",)}
         | {f"1.{stage}.{n}": (f"1.{stage}.{n}",) for stage in range(3) for n in range(2)}
         | {"head": ("2",)},
