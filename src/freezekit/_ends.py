@@ -73,10 +73,7 @@ def closing_of(shape: Shape, last: Rung, clock: Clock, holders: set[int]) -> lis
                     found.pop()
                 if not found and not width & _widths(tree, last.row):
                     return []
-            tops = {*found, row}
-            return [
-                each for each in range(len(tree.prefixes)) if tops & {each, *ancestors(tree, each)}
-            ]
+            return at_or_below(tree, {*found, row})
         found.append(row)
     return []
 

@@ -40,7 +40,7 @@ def first_uses(
 
     Operators are watched where torch dispatches them, so that parameters count which no module of
     their own reads, as in `torch.nn.functional.linear(x, self.head.weight)`. Modes stay as they
-    are; buffers are copied for the pass and torch's random generators put back.
+    are; buffers are copied for the pass, attributes and torch's random generators put back.
 
     Args:
         model: the model, without wrappers.

@@ -178,7 +178,7 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
         add_prefix(prefix)
         add_parent(parent)
         add_module_accept(state.accept)
-        attributes = module.__dict__  # looked up once: it costs more the more classes are loaded
+        attributes = module.__dict__  # looked up once: this runs for every module
         if attributes["_buffers"] and _has_buffers(module):
             tree.buffered.append(row)
         if MARK in attributes:

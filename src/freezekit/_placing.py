@@ -78,21 +78,15 @@ def place(
         labels[at] = f"{label} (rest)" if label in labels.values() else label
     places = {at: place for place, at in enumerate(sorted(set(raw)))}
     blocks = range(stem in places, len(places) - (head in places))
-    moved = set() if order == sorted(order) else {*tree.owners} - {*_owners_inside(tree, timed)}
-    given = {tree.owners[row] for row in parts}
+    inside, given = inside_of(tree, timed), {tree.owners[row] for row in parts}
+    outside = [owner for owner in homes if inside[owner] < 0 and owner not in given]
     return Placed(
         [labels[at] for at in places],
         [places[at] for at in raw],
         ordered,
         blocks,
-        sorted(moved - given),
+        [] if order == sorted(order) else outside,
     )
-
-
-def _owners_inside(tree: Tree, rungs: Sequence[Rung]) -> list[int]:
-    """Returns the modules with parameters of their own that lie in rungs."""
-    inside = inside_of(tree, rungs)
-    return [owner for owner in tree.owners if inside[owner] >= 0]
 
 
 def _whole_rungs(tree: Tree, rungs: Sequence[Rung], parts: Mapping[int, str]) -> list[Rung]:
