@@ -115,9 +115,9 @@ def infer_layers(
     Args:
         model: any module; torch's wrappers (DDP, a compiled module, ...) are looked through.
         example_inputs: what one forward pass needs, on the model's device: a tuple of positional
-            arguments, a mapping of keyword arguments, or the only argument. The pass runs in the modes
-            that are set; buffers, attributes and random generators are put back, and only what a
-            model writes to its own parameters stays.
+            arguments, a mapping of keyword arguments, or the only argument. The pass runs in the
+            modes that are set; buffers, attributes and random generators are put back, and only
+            what a model writes to its own parameters stays.
         by: "block", or "stage" for one layer per stage where a model has stages.
         final_norm: whether the norm behind the last block belongs to the "head", as in BEiT
             (https://arxiv.org/abs/2106.08254) and MAE, or with what leads to it to the
