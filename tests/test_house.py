@@ -24,7 +24,8 @@ import freezekit.recipes
 import freezekit.scoring
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted((ROOT / "src" / "freezekit").rglob("*.py"))
+PACKAGE = ROOT / "src" / "freezekit"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 
 # Each module imports only from the tiers before its own.
@@ -43,7 +44,7 @@ TIERS = (
     {"_blocks", "_cascade", "_files", "_parts"},
     {"_resolved"},
     {"_resolve", "_rows"},
-    {"_explain", "_groups", "_resume", "_setup", "_steps", "_summary", "_writer"},
+    {"_explain", "_grid", "_groups", "_resume", "_setup", "_steps", "_summary", "_writer"},
     {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
     {"_check_model"},
     {"_apply", "_checks"},
@@ -81,8 +82,15 @@ FACADE = {
 }
 
 
+def dotted(path: Path) -> str:
+    """Returns the name of a source inside freezekit: "plot", "plot._canvas", "__init__"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
+
+
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Yields (where, module) for each import that runs; `where` is "" at the top of the file."""
+    package = ["freezekit", *path.relative_to(PACKAGE).parent.parts]
 
     def visit(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
         for child in ast.iter_child_nodes(node):
@@ -90,7 +98,8 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
                 yield from ((where, alias.name) for alias in child.names)
             elif isinstance(child, ast.ImportFrom) and child.level:
                 names = [child.module] if child.module else [alias.name for alias in child.names]
-                yield from ((where, f"freezekit.{name}") for name in names)
+                above = ".".join(package[: len(package) + 1 - child.level])
+                yield from ((where, f"{above}.{name}") for name in names)
             elif isinstance(child, ast.ImportFrom):
                 yield where, child.module or ""
             elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
@@ -106,28 +115,31 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 def own(module: str) -> str | None:
     """Returns the name inside freezekit that an imported module has, None for a guest's."""
     package, _, rest = module.partition(".")
-    return (rest.split(".")[0] or "__init__") if package == "freezekit" else None
+    if package != "freezekit":
+        return None
+    return rest or "__init__"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=dotted)
 def test_imports_point_one_way(path: Path) -> None:
     """At the top of a file only modules of earlier tiers are imported."""
+    name = dotted(path)
     reached = {own(module) for where, module in imports(path)} - {None}
-    late = {f"{path.stem}.{where}" for where, module in imports(path) if where and own(module)}
+    late = {f"{name}.{where}" for where, module in imports(path) if where and own(module)}
     at_top = {own(module) for where, module in imports(path) if not where} - {None}
-    assert path.stem in TIER, f"place {path.name} in TIERS"
-    assert {name for name in at_top if TIER[name] >= TIER[path.stem]} == set()
+    assert name in TIER, f"place {name} in TIERS"
+    assert {other for other in at_top if TIER[other] >= TIER[name]} == set()
     assert late <= FACADE
     assert reached <= set(TIER)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=dotted)
 def test_guests_stay_in_their_rooms(path: Path) -> None:
     """The leaves do without torch, and only `plot` imports matplotlib."""
     guests = {module.split(".")[0] for _, module in imports(path) if own(module) is None}
-    if path.stem in NO_TORCH:
+    if dotted(path) in NO_TORCH:
         assert "torch" not in guests
-    if path.stem != "plot":
+    if dotted(path).partition(".")[0] != "plot":
         assert "matplotlib" not in guests
     assert guests <= {"torch", "typing_extensions", "yaml", "matplotlib"} | sys.stdlib_module_names
 
@@ -210,7 +222,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     """The wheel carries every source, the type marker, the plan schema and the licence."""
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     inside = set(zipfile.ZipFile(wheel).namelist())
-    package = {f"freezekit/{path.name}" for path in SOURCES}
+    package = {f"freezekit/{path.relative_to(PACKAGE)}" for path in SOURCES}
     package |= {"freezekit/py.typed", "freezekit/plan.schema.json"}
     info = f"freezekit-{freezekit.__version__}.dist-info"
     assert {name for name in inside if not name.startswith(info)} == package

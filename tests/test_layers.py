@@ -32,7 +32,7 @@ from transformers import (
 from freezekit import PlanError
 from freezekit._automaton import Automaton
 from freezekit._layering import Layering
-from freezekit._layers import infer_layers, layer_ids
+from freezekit._layers import infer_layers, place_layers
 from freezekit._names import walk
 
 WIDTH = 8
@@ -852,7 +852,7 @@ def test_layer_ids_are_those_of_the_layers(tree: Tree) -> None:
     """The resolver's view, an index per parameter, is the same division."""
     model = tree.build()
     walked = walk(model, Automaton([], []))
-    found = dict(zip(walked.tree.names, layer_ids(walked, Layering())[0], strict=True))
+    found = dict(zip(walked.tree.names, place_layers(walked, Layering())[0].places, strict=True))
     layers = infer_layers(model)
     assert found == {name: layer.index for layer in layers for name in layer.parameter_names}
 

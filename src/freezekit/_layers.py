@@ -163,12 +163,16 @@ def read_layers(
     if not isinstance(model, torch.nn.Module):
         raise PlanError(f"expected a torch.nn.Module, got {type(model).__name__}")
     walked = walk(model, Automaton([], []))
-    tree, shape = walked.tree, Shape(walked.tree)
     uses = None if example_inputs is None else _uses(walked, example_inputs)
-    placed, notes = _placed(walked, shape, layering, uses)
+    return layers_of(walked.tree, *place_layers(walked, layering, uses))
+
+
+def layers_of(tree: Tree, placed: Placed, notes: Sequence[str]) -> Layers:
+    """Returns the layers of a model whose parameters have been placed, with what is to be noted."""
     found: list[list[int]] = [[] for _ in placed.names]
     for row, at in enumerate(placed.places):
         found[at].append(row)
+    sizes = [0 if shape is None else shape.numel() for shape in tree.shapes]
     paths = _whole_modules(tree, placed.places, len(placed.names))
     layers = (
         Layer(
@@ -176,35 +180,24 @@ def read_layers(
             name,
             tuple(paths[index]),
             tuple(tree.names[row] for row in found[index]),
-            sum(shape.sizes[row] for row in found[index]),
+            sum(sizes[row] for row in found[index]),
         )
         for index, name in enumerate(placed.names)
     )
     return Layers(layers, placed.blocks, notes)
 
 
-def layer_ids(walked: Walk, layering: Layering) -> tuple[list[int], list[str]]:
-    """Returns, for each parameter of a model, the index of its layer; and what is to be noted."""
-    placed, notes = _placed(walked, Shape(walked.tree), layering, None)
-    return placed.places, notes
-
-
-def _uses(walked: Walk, example_inputs: object) -> list[Use | None]:
-    """Returns when a pass over the example first uses each parameter."""
-    tree, modules = walked
-    parameters = []
-    for name, owner in zip(tree.names, tree.owners, strict=True):
-        parameter = modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]
-        assert parameter is not None
-        parameters.append(parameter)
-    return first_uses(modules[0], parameters, example_inputs)
-
-
-def _placed(
-    walked: Walk, shape: Shape, layering: Layering, uses: Sequence[Use | None] | None
+def place_layers(
+    walked: Walk, layering: Layering, uses: Sequence[Use | None] | None = None
 ) -> tuple[Placed, list[str]]:
-    """Returns where the parameters of a model belong, and what is to be noted."""
-    tree = walked.tree
+    """Returns where the parameters of a model belong, and what is to be noted.
+
+    Args:
+        walked: the model; its modules matter only where the layering has patterns.
+        layering: what is said about the layers.
+        uses: when a pass has first used each parameter, if one was made.
+    """
+    tree, shape = walked.tree, Shape(walked.tree)
     given = Corrections(walked, layering)
     found, are_blocks = (given.rungs, True) if layering.blocks else find_rungs(shape, layering.by)
     placed = place(
@@ -221,6 +214,17 @@ def _placed(
         return placed, _astray(tree, placed.astray)
     late = late_inputs(shape, placed.rungs) if are_blocks else []
     return placed, _guesses(tree, [*unsure(shape, placed.rungs), *late])
+
+
+def _uses(walked: Walk, example_inputs: object) -> list[Use | None]:
+    """Returns when a pass over the example first uses each parameter."""
+    tree, modules = walked
+    parameters = []
+    for name, owner in zip(tree.names, tree.owners, strict=True):
+        parameter = modules[owner]._parameters[name[len(tree.prefixes[owner]) :]]
+        assert parameter is not None
+        parameters.append(parameter)
+    return first_uses(modules[0], parameters, example_inputs)
 
 
 def _seen(tree: Tree, rungs: Sequence[Rung], uses: Sequence[Use | None]) -> list[str]:

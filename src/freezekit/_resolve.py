@@ -10,11 +10,11 @@ import torch
 from ._builders import BUILDERS, expand
 from ._cascade import FIXED, FLAG, SMALL, Cascade, Outcome
 from ._layering import Layering
-from ._layers import layer_ids
+from ._layers import place_layers
 from ._matches import Selection, check_matches
 from ._names import MARK, Tree, Walk, is_bias, walk
 from ._plan import FreezePlan
-from ._resolved import ResolvedPlan
+from ._resolved import Placement, ResolvedPlan
 from ._rules import parse_rows
 from ._suggest import counted
 from ._timeline import Entry, timeline
@@ -52,7 +52,8 @@ def bind(
     check_matches(automaton, walked, required)
     _recall_flags(walked)
     selection = Selection([rule.patterns for rule in plan.rules], automaton)
-    layers, notes = _layers(plan, walked)
+    placement, goes_along = _placement(plan, walked)
+    layers = placement[0].places if placement and goes_along else [0] * len(tree.names)
     entries = _entries(plan, tree, selection, layers)
     time = timeline(
         entries,
@@ -75,11 +76,14 @@ def bind(
         outcomes, outcome_ids, buffer_ids = _dense(outcomes, outcome_ids, buffer_ids)
     _check_rows(cascade, tree, outcomes, outcome_ids)
     warnings = (
-        *notes,
+        *_notes(plan, placement, goes_along),
         *_idle(plan, cascade, outcomes),
         *_fixed(cascade, tree, traits, outcomes, outcome_ids),
     )
-    return ResolvedPlan(plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings), walked
+    resolved = ResolvedPlan(
+        plan, tree, cascade, outcomes, outcome_ids, buffer_ids, warnings, placement
+    )
+    return resolved, walked
 
 
 def _keys(accepts: Sequence[int], traits: Sequence[int], layers: Sequence[int]) -> list[int]:
@@ -96,16 +100,26 @@ def _unpacked(key: int) -> tuple[int, int, int]:
     return key >> 35, key >> 32 & 7, key & 0xFFFFFFFF
 
 
-def _layers(plan: FreezePlan, walked: Walk) -> tuple[Sequence[int], list[str]]:
-    """Returns the layer of each parameter, all 0 for a plan that does not ask; and what to note."""
+def _placement(plan: FreezePlan, walked: Walk) -> tuple[Placement | None, bool]:
+    """Returns where the parameters belong, if the plan says or asks it, and whether it asks.
+
+    Raises:
+        PlanError: what it says does not fit the model.
+    """
+    goes_along = any(rule.verb in BUILDERS for rule in plan.rules)
     layering = Layering.read(plan.layers)
-    if any(rule.verb in BUILDERS for rule in plan.rules):
-        return layer_ids(walked, layering)
-    notes = []
-    if layering != Layering():
-        layer_ids(walked, layering)  # raises where it does not fit the model
-        notes = [f"layers={layering.to_dict()} has no effect: no rule goes along the layers"]
-    return [0] * len(walked.tree.names), notes
+    if not goes_along and layering == Layering():
+        return None, False
+    return place_layers(walked, layering), goes_along
+
+
+def _notes(plan: FreezePlan, placement: Placement | None, goes_along: bool) -> Sequence[str]:
+    """Returns what is to be noted about the layers, for a plan that goes along them."""
+    if placement is None:
+        return []
+    said = Layering.read(plan.layers).to_dict()
+    idle = f"layers={said} has no effect: no rule goes along the layers"
+    return placement[1] if goes_along else [idle]
 
 
 def _layer_at(tree: Tree, layers: Sequence[int], row: int) -> int:

@@ -6,13 +6,16 @@ from bisect import bisect
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, overload
 
 import torch
 
 from ._cascade import Cascade, Decision, Outcome
+from ._layering import Layering
+from ._layers import Layers, layers_of, place_layers
 from ._modes import Fate, ModuleRow, held_modules, module_rows
-from ._names import Tree
+from ._names import Tree, Walk
+from ._placing import Placed
 from ._plan import FreezePlan
 from ._rules import Rule, parse_rows, whole_number
 from ._suggest import counted
@@ -22,6 +25,9 @@ from .errors import PlanError
 if TYPE_CHECKING:
     from ._explain import Explanation, PlanDiff
     from ._summary import Summary
+
+Placement: TypeAlias = tuple[Placed, list[str]]
+"""Where the parameters of a model belong among its layers, and what is to be noted."""
 
 
 class Row(NamedTuple):
@@ -205,6 +211,7 @@ class ResolvedPlan:
         outcome_ids: list[int],
         buffer_ids: dict[int, int],
         warnings: tuple[str, ...],
+        placement: Placement | None,
     ) -> None:
         """Joins the stretches in which nothing changes to phases."""
         self.plan = plan
@@ -215,6 +222,7 @@ class ResolvedPlan:
         self._outcome_ids = outcome_ids
         self._buffer_ids = buffer_ids
         self._outcomes = outcomes
+        self._placement = placement
         cells = cascade.time.cells
         kept = [k for k, cell in enumerate(cells) if cell.start == 0 or self._begins(k)]
         self._outcomes = [outcome.at(kept) for outcome in outcomes]
@@ -230,6 +238,21 @@ class ResolvedPlan:
             for index, (k, after) in enumerate(zip(kept, following, strict=True))
         )
         self._starts = [(phase.stalls, phase.start) for phase in self.phases]
+
+    @cached_property
+    def layers(self) -> Layers:
+        """The layers of the model, as `infer_layers` finds them with the plan's own `layers`.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> [layer.name for layer in FreezePlan().resolve(model).layers]
+            ['0', '1']
+        """
+        # A plan whose layers are given by patterns was placed when it was resolved.
+        placement = self._placement or place_layers(Walk(self._tree, []), Layering())
+        return layers_of(self._tree, *placement)
 
     @property
     def metrics(self) -> tuple[Rule, ...]:
@@ -463,6 +486,11 @@ class ResolvedPlan:
         close = get_close_matches(str(name), self._row_of, 3)
         offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise PlanError(f"no parameter is named {name!r} among {len(self.rows)}{offer}")
+
+    def _numel(self, row: int) -> int:
+        """Returns the elements of a parameter, 0 for a lazy one without a shape yet."""
+        shape = self._tree.shapes[row]
+        return 0 if shape is None else shape.numel()
 
     def _decision(self, name: str, phase: int) -> Decision:
         return self._outcomes[self._outcome_ids[self._row(name)]].decisions[phase]
