@@ -6,7 +6,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 
@@ -23,6 +23,7 @@ from ._timeline import ClockUnit
 from .errors import PlanError
 
 if TYPE_CHECKING:
+    from ._cost import Cost, OptimizerLike
     from ._explain import Explanation, PlanDiff
     from ._summary import Summary
 
@@ -436,6 +437,44 @@ class ResolvedPlan:
         from ._summary import summarize
 
         return summarize(self, self._phase(epoch, step, stalls), depth=depth)
+
+    def cost(
+        self,
+        optimizer: OptimizerLike = "AdamW",
+        *,
+        on_freeze: Literal["keep", "drop"] = "keep",
+    ) -> Cost:
+        """Returns what the plan costs in memory, phase by phase, beside full fine-tuning.
+
+        Counts the bytes of all parameters, of the gradients after a backward pass and of the
+        optimizer's state after a step, which is measured: the optimizer steps one tensor of each
+        shape on the meta device. Activations and buffers are not counted. What has trained before
+        keeps its state; of a plan that waits for metrics, all earlier phases count as passed.
+
+        Args:
+            optimizer: name of a class in `torch.optim`, whatever its case, a class, or a function
+                from param groups to an optimizer, such as `partial(torch.optim.SGD, momentum=0.9)`.
+            on_freeze: as in `FreezePlan.apply`.
+
+        Raises:
+            PlanError: there is no such optimizer, it does not step a parameter of the model, or
+                `on_freeze` is neither of the two.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(512, 2))
+            >>> plan = FreezePlan().freeze("[0]", until_epoch=2)
+            >>> print(plan.resolve(model).cost())
+            phase             trainable  weights  gradients  optimizer state    total  of full
+            epochs 0 to 1         1,026  1.0 MiB    4.0 KiB          8.0 KiB  1.0 MiB   25.3 %
+            from epoch 2        263,682  1.0 MiB    1.0 MiB          2.0 MiB  4.0 MiB  100.0 %
+            full fine-tuning    263,682  1.0 MiB    1.0 MiB          2.0 MiB  4.0 MiB  100.0 %
+            optimizer: AdamW
+        """
+        from ._cost import cost
+
+        return cost(self, optimizer, on_freeze)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
