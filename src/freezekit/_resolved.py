@@ -6,6 +6,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -475,6 +476,45 @@ class ResolvedPlan:
         from ._cost import cost
 
         return cost(self, optimizer, on_freeze)
+
+    def save_html(
+        self,
+        path: str | PathLike[str],
+        *,
+        other: ResolvedPlan | None = None,
+        base_lr: float | None = None,
+        optimizer: OptimizerLike = "AdamW",
+    ) -> None:
+        """Writes a report for a browser: one HTML file that loads nothing, to look at and to send.
+
+        It has the layers over time, the modules and parameters with a search, why each parameter
+        is treated as it is, and the costs; all of it in the phase that is chosen.
+
+        Args:
+            path: where to; a file that is there is replaced.
+            other: a plan that this one is compared with.
+            base_lr: what `lr_mult` multiplies; without it, rates that no rule sets are multipliers.
+            optimizer: whose state the costs count, as in `cost`.
+
+        Raises:
+            PlanError: `other` is not a resolved plan or counts in another unit, `base_lr` is not a
+                positive number, or `optimizer` cannot be used.
+            OSError: the file cannot be written; its folder must be there.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> resolved = FreezePlan().freeze("weight").resolve(torch.nn.Linear(2, 2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     resolved.save_html(Path(folder) / "plan.html", base_lr=1e-3)
+            ...     print([path.name for path in Path(folder).iterdir()])
+            ['plan.html']
+        """
+        from ._report import save_html
+
+        save_html(self, path, other=other, base_lr=base_lr, optimizer=optimizer)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
