@@ -48,8 +48,8 @@ TIERS = (
     {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
     {"_check_model"},
     {"_apply", "_checks"},
-    {"recipes", "scoring"},
-    {"plot"},
+    {"_report._data", "recipes", "scoring"},
+    {"_report", "plot"},
     {"__init__"},
 )
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
@@ -79,6 +79,7 @@ FACADE = {
     "_resolved.ResolvedPlan.cost",
     "_resolved.ResolvedPlan.diff",
     "_resolved.ResolvedPlan.explain",
+    "_resolved.ResolvedPlan.save_html",
     "_resolved.ResolvedPlan.summary",
 }
 
@@ -220,11 +221,13 @@ def test_version_is_written_once_and_agrees() -> None:
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    """The wheel carries every source, the type marker, the plan schema and the licence."""
+    """The wheel carries every source, the marker, the schema, the report's page, the licence."""
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     inside = set(zipfile.ZipFile(wheel).namelist())
     package = {f"freezekit/{path.relative_to(PACKAGE)}" for path in SOURCES}
     package |= {"freezekit/py.typed", "freezekit/plan.schema.json"}
+    page = ("page.html", "page.css", "model.js", "tree.js", "page.js")
+    package |= {f"freezekit/_report/{name}" for name in page}
     info = f"freezekit-{freezekit.__version__}.dist-info"
     assert {name for name in inside if not name.startswith(info)} == package
     assert f"{info}/licenses/LICENSE" in inside

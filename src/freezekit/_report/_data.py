@@ -13,7 +13,7 @@ from .._explain import PlanDiff
 from .._grid import Band, grid
 from .._resolved import ResolvedPlan
 
-_MANY_LAYERS = 60
+_MANY_LAYERS = 30
 """From here on, neighbouring layers that are treated alike share a row of the timeline."""
 
 
@@ -169,10 +169,7 @@ def _outcomes(resolved: ResolvedPlan) -> dict[str, Any]:
             phases[each.phase].append((each.key, str(each.value), each.rule, each.overridden))
         rates = [(each.trainable, each.lr, each.lr_mult) for each in outcome.decisions]
         listed.append(
-            [
-                reasons.number((*rate, tuple(said)))
-                for rate, said in zip(rates, phases, strict=True)
-            ]
+            [reasons.number((*rate, tuple(said))) for rate, said in zip(rates, phases, strict=True)]
         )
         stretches.append([(first, spans.number(text)) for first, text in explanation.phases])
         if not any(outcome.histories):

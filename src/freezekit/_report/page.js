@@ -80,13 +80,15 @@ const sign = data.rate.unit === "lr_mult" ? "×" : "";
 
 function drawTimeline() {
   const some = scale.high > 0;
-  for (const [id, rate, at] of [["low", scale.low, 0], ["high", scale.high, 1]]) {
-    const swatch = $(at ? "most" : "least");
-    swatch.hidden = !some || (!at && scale.low === scale.high);
-    if (some && !swatch.hidden) $(id).textContent = sign + short(rate);
-    swatch.style.setProperty("--rate", at || Number(scale.low === scale.high));
+  const unit = data.rate.unit === "lr" ? "learning rate" : "multiplier of the base learning rate";
+  $("least").hidden = !(scale.low < scale.high);
+  $("most").hidden = !some;
+  if (some) {
+    $("least").lastChild.textContent = sign + short(scale.low);
+    $("least").firstChild.style.setProperty("--rate", 0);
+    $("most").lastChild.textContent = `${sign}${short(scale.high)} ${unit}${scale.low < scale.high ? ", log scale" : ""}`;
+    $("most").firstChild.style.setProperty("--rate", 1);
   }
-  if (some) $("unit").textContent = data.rate.unit === "lr" ? "learning rate, log scale" : "multiplier of the base learning rate, log scale";
   const head = element("tr", {}, element("th", { scope: "col" }, "layer"), element("th", { scope: "col", className: "count" }, "parameters"));
   phases.forEach(({ text }, at) => {
     const button = element("button", { type: "button", tabIndex: -1 }, element("b", {}, String(at + 1)), text);
@@ -125,10 +127,10 @@ function drawLayers() {
 function layerRow(layer) {
   const { count, first } = layer;
   const names = count > 1 ? `${layer.name} to ${layer.last} (${counted(count)} layers)` : layer.name || "(root)";
-  const row = element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, names)), element("td", { className: "count" }, counted(layer.numel)));
+  const row = element("tr", {}, element("th", { scope: "row" }, breakable(names)), element("td", { className: "count" }, counted(layer.numel)));
   layer.cells.forEach(([state, live, low, high], phase) => {
     const rate = low === null ? "" : sign + between(low, high);
-    const text = state === "frozen" ? "frozen" : state === "none" ? "–" : [state === "partial" ? "partial" : "", rate || (state === "trainable" ? "trainable" : "")].filter(Boolean).join(" ");
+    const text = state === "frozen" ? "frozen" : state === "none" ? "-" : [state === "partial" ? "partial" : "", rate || (state === "trainable" ? "trainable" : "")].filter(Boolean).join(" ");
     const cell = element("td", { className: `cell ${state}` }, element("span", {}, text));
     cell.title = `${names}: ${state}, ${counted(live)} of ${counted(layer.numel)} train${rate ? ` at ${rate}` : ""}`;
     if (low !== null) cell.style.setProperty("--rate", place(Math.sqrt(low * high)));
@@ -140,6 +142,13 @@ function layerRow(layer) {
     row.append(cell);
   });
   return row;
+}
+
+/** A name that may go on in a new line after each dot. */
+function breakable(name) {
+  const made = element("bdi", {});
+  for (const part of name.split(/(?<=\.)/u)) made.append(part, element("wbr", {}));
+  return made;
 }
 
 /** Marks the column of the current phase. */
@@ -240,15 +249,13 @@ function showWhy(node) {
 
 function reasonTable(said) {
   const table = element("table", { className: "reasons" }, element("caption", {}, `In this phase: ${phases[current].text}`));
-  const titles = ["property", "value", "decided by", "overrides"].map((title) => element("th", { scope: "col" }, title));
+  const titles = ["property", "value", "decided by"].map((title) => element("th", { scope: "col" }, title));
   table.append(element("thead", {}, element("tr", {}, ...titles)));
   const body = element("tbody", {});
   for (const [key, value, rule, over] of said) {
-    const losers = element("td", {});
-    over.forEach((number) => losers.append(element("div", {}, ruleText(number))));
-    if (!over.length) losers.append("–");
-    const by = rule === null ? because(rule, over) : ruleText(rule);
-    body.append(element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, value), element("td", {}, by), losers));
+    const by = element("td", {}, because(rule, []));
+    for (const number of over) by.append(element("div", { className: "said" }, `overrides ${ruleText(number)}`));
+    body.append(element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, value), by));
   }
   table.append(body);
   return table;

@@ -141,15 +141,15 @@ class Tree {
     const name = element("span", { className: "name" }, element("span", { className: "twisty" }), element("bdi", {}, nameOf(node)));
     name.style.setProperty("--depth", depths[node]);
     name.title = pathOf(node) || nameOf(node);
-    if (differs) name.append(element("span", { className: "mark", title: "differs from the other plan" }, " ≠ differs"));
+    if (differs) name.append(element("span", { className: "mark", role: "img", ariaLabel: "differs from the other plan" }, " ≠"));
     line.replaceChildren(
       name,
-      element("span", { className: "class" }, this.kind(node)),
+      element("span", { className: "class", title: this.kind(node) }, this.kind(node)),
       element("span", { className: "count" }, isAlias(node) ? "" : counted(numel[node])),
       element("span", { className: "live" }, isAlias(node) ? "" : counted(this.view.live[node])),
-      element("span", { className: `state ${state}` }, state === "none" ? "–" : state),
+      element("span", { className: `state ${state}` }, state === "none" ? "-" : state),
       element("span", { className: "mode" }, module ? this.view.mode(node) : ""),
-      element("span", { className: "rate" }, this.view.rate(node)),
+      element("span", { className: "rate", title: this.view.rate(node) }, this.view.rate(node)),
     );
   }
 

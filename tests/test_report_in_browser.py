@@ -1,0 +1,492 @@
+"""The report in Chromium: what it shows is what the plan says, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import BASE, NAMES, awkward, ten_thousand
+from torch import nn
+
+from freezekit import FreezePlan, ResolvedPlan
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+for needed, found in (
+    ("Chromium", CHROMIUM),
+    ("chromedriver", DRIVER),
+    ("selenium", find_spec("selenium")),
+):
+    if not found:
+        pytest.skip(f"{needed} is not installed here; .ci/run installs it", allow_module_level=True)
+webdriver: Any = import_module("selenium.webdriver")
+Service: Any = import_module("selenium.webdriver.chrome.service").Service
+Keys: Any = import_module("selenium.webdriver.common.keys").Keys
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--window-size=1280,2400",
+)
+
+
+class Browser:
+    """A headless Chromium with a report in it."""
+
+    def __init__(self, driver: Any, folder: Path) -> None:  # noqa: ANN401
+        self.driver = driver
+        self.folder = folder
+
+    def show(
+        self,
+        resolved: ResolvedPlan,
+        fragment: str = "",
+        *,
+        dark: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Opens a new report."""
+        path = self.folder / "plan.html"
+        resolved.save_html(path, **options)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get("about:blank")
+        self.logs()
+        self.driver.get(f"{path.as_uri()}{fragment}")
+
+    def run(self, script: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """Returns what JavaScript returns."""
+        return self.driver.execute_script(script, *arguments)
+
+    def one(self, selector: str) -> Any:  # noqa: ANN401
+        """Returns the element of a CSS selector."""
+        return self.driver.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        """Returns the text of an element, as it is in the document."""
+        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
+
+    def type(self, text: str) -> None:
+        """Types a search anew."""
+        self.one("#query").clear()
+        self.one("#query").send_keys(text)
+
+    def pick(self, select: str, value: str) -> None:
+        """Chooses an option of a filter."""
+        self.one(f"#{select} option[value='{value}']").click()
+
+    def lines(self) -> dict[str, dict[str, str]]:
+        """Returns the cells of the lines in the tree, by path."""
+        return {
+            path: dict(zip(("class", "count", "live", "state", "mode", "rate"), cells, strict=True))
+            for path, *cells in self.run(
+                "return [...document.querySelectorAll('#tree .row')].map(line =>"
+                " [pathOf(line.node), ...[...line.children].slice(1).map(c => c.textContent)])"
+            )
+        }
+
+    def focused(self) -> str:
+        """Returns the path of the line in focus."""
+        return str(self.run("return pathOf(document.activeElement.node)"))
+
+    def press(self, *keys: str) -> None:
+        """Presses keys where the focus is."""
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def select(self, path: str) -> None:
+        """Clicks on the line of a path."""
+        self.run(
+            "const [path] = arguments; [...document.querySelectorAll('#tree .row')]"
+            ".find(line => pathOf(line.node) === path).querySelector('.class').click()",
+            path,
+        )
+
+    def logs(self) -> tuple[list[str], list[str]]:
+        """Returns the messages of the console and the addresses asked for since the last call."""
+        messages = [each["message"] for each in self.driver.get_log("browser")]
+        logged = self.driver.get_log("performance")
+        events = [json.loads(each["message"])["message"] for each in logged]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        return messages, asked
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Chromium for all tests, ended with them."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    made = webdriver.Chrome(options=options, service=Service(DRIVER))
+    made.set_page_load_timeout(60)
+    made.set_script_timeout(60)
+    yield made
+    made.quit()
+
+
+@pytest.fixture
+def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:  # noqa: ANN401
+    """The browser; afterwards, nothing was complained about and nothing but the file asked for."""
+    made = Browser(driver, tmp_path)
+    yield made
+    messages, asked = made.logs()
+    assert messages == []
+    assert all(url.startswith(("file://", "about:")) for url in asked), asked
+
+
+def model() -> nn.Module:
+    """Three layers with a dropout each, a tied pair and a norm without parameters."""
+    layers = (
+        nn.ModuleDict({"dense": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "drop": nn.Dropout()})
+        for _ in range(3)
+    )
+    embed, out = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+    out.weight = embed.weight
+    return nn.ModuleDict(
+        {
+            "embed": embed,
+            "layers": nn.ModuleList(layers),
+            "bare": nn.BatchNorm1d(4, affine=False),
+            "out": out,
+            "head": nn.Linear(4, 2),
+        }
+    )
+
+
+PLAN = (
+    FreezePlan()
+    .freeze("embed")
+    .freeze("layers")
+    .unfreeze("layers[-1]", lr=1e-3, at_epoch=1)
+    .unfreeze("layers[1].dense.weight", rows="2:", lr_mult=0.1, at_epoch=3)
+    .freeze("bare", "head.bias", until_epoch=2)
+    .no_decay()
+)
+
+
+def plan() -> ResolvedPlan:
+    """Four phases of the plan on the model."""
+    return PLAN.resolve(model())
+
+
+def test_every_phase_shows_what_the_plan_says(browser: Browser) -> None:
+    """Stepping through the phases, state, rate, counts and modes are those of the plan."""
+    resolved = plan()
+    browser.show(resolved, base_lr=BASE)
+    browser.one("#expand").click()
+    assert len(resolved.phases) == 4
+    for phase in resolved.phases:
+        lines = browser.lines()
+        assert browser.text("#phase") == f"Phase {phase.index + 1} of 4: {phase}"
+        for row in resolved.rows:
+            decision = row.decisions[phase.index]
+            state = "partial" if decision.rows else "trainable"
+            state = state if row.name in phase.trainable else "frozen"
+            assert lines[row.name]["state"] == state
+            rate = f"{phase.lr(row.name, BASE):g}" if state != "frozen" else ""
+            assert lines[row.name]["rate"] == rate
+        for module in resolved._module_rows(phase):
+            line = lines[module.path]
+            shown = {"none": "-"}.get(module.state, module.state)
+            assert (line["class"], line["state"]) == (module.class_name, shown)
+            assert (line["count"], line["live"]) == (f"{module.numel:,}", f"{module.trainable:,}")
+            assert line["mode"] == ("eval (held)" if module.held else "train")
+        assert browser.text("#line") == resolved.summary(epoch=phase.start).line
+        browser.one("#next").click()
+    assert not browser.one("#next").is_enabled()
+
+
+def test_timeline_is_the_grid(browser: Browser) -> None:
+    """Each cell says what its layer does, and the frontier stands where backward stops."""
+    browser.show(plan(), base_lr=BASE)
+    rows = browser.run(
+        "return [...document.querySelectorAll('#timeline tbody tr')].map(row => [...row.cells]"
+        ".map(cell => cell.className + '|' + (cell.firstChild.textContent || cell.textContent)))"
+    )
+    assert [[cell.split("|")[0] for cell in row[2:]] for row in rows] == [
+        ["cell frozen now", "cell frozen", "cell frozen", "cell frozen"],
+        ["cell frozen now", "cell frozen", "cell frozen", "cell frozen"],
+        ["cell frozen now", "cell frozen", "cell frozen", "cell partial stop"],
+        ["cell frozen now", "cell trainable stop", "cell trainable stop", "cell trainable"],
+        ["cell partial stop now", "cell partial", "cell trainable", "cell trainable"],
+    ]
+    assert [cell.split("|")[1] for cell in rows[3]][2:] == ["frozen", "0.001", "0.001", "0.001"]
+    browser.run("document.querySelectorAll('#timeline tbody td.cell')[2].click()")
+    assert browser.text("#phase").startswith("Phase 3 of 4")
+    assert browser.text("#cost tr.now th").startswith("3: epoch 2")
+
+
+def test_a_link_opens_its_phase(browser: Browser) -> None:
+    """The address names the phase: it opens there, follows it, and is bounded by what exists."""
+    browser.show(plan(), "#phase=2")
+    assert browser.text("#phase").startswith("Phase 2 of 4")
+    browser.one("#next").click()
+    assert browser.driver.current_url.endswith("#phase=3")
+    browser.run("location.hash = '#phase=99'; dispatchEvent(new HashChangeEvent('hashchange'))")
+    assert browser.text("#phase").startswith("Phase 4 of 4")
+
+
+def test_search_narrows_the_tree(browser: Browser) -> None:
+    """Only what holds the text stays, with what stands above it, and the counts say how much."""
+    resolved = plan()
+    browser.show(resolved)
+    browser.type("NORM")
+    wanted = [row.name for row in resolved.rows if "norm" in row.name]
+    lines = browser.lines()
+    assert [path for path in lines if path.endswith(("weight", "bias"))] == wanted
+    assert set(lines) == {"", "layers", *wanted} | {
+        f"layers.{each}{rest}" for each in range(3) for rest in ("", ".norm")
+    }
+    assert browser.text("#found") == "6 of 15 parameters, 3 of 18 modules"
+    browser.type("drop")
+    assert browser.text("#found") == "0 of 15 parameters, 3 of 18 modules"
+    browser.type("nothing of the kind")
+    assert browser.lines() == {}
+    browser.one("#clear").click()
+    assert "head" in browser.lines()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["layers.1", "layers.*.norm", "**.bias", "layers.{0..1}.dense", "*e*", "layers.?.{dense,norm}"],
+)
+def test_patterns_select_as_in_a_plan(browser: Browser, pattern: str) -> None:
+    """A search with `*`, `?` or braces finds what a rule with that pattern selects."""
+    browser.show(plan())
+    browser.one("#query").send_keys(pattern if set(pattern) & set("*?{") else f"{pattern}.**")
+    selected = FreezePlan(allow_all_frozen=True).freeze(pattern).resolve(model()).at().frozen
+    names = {row.name for row in plan().rows}
+    assert set(browser.lines()) & names == selected
+
+
+def test_filters_follow_state_and_rule(browser: Browser) -> None:
+    """By state, by the rule that decides and by the rule that is overridden; all in the phase."""
+    resolved = plan()
+    names = {row.name for row in resolved.rows}
+    browser.show(resolved, "#phase=2")
+    phase = resolved.phases[1]
+    browser.pick("state", "")
+    browser.run("document.getElementById('state').value = 'frozen'; filter()")
+    assert set(browser.lines()) & names == phase.frozen
+    browser.type("dense")
+    assert set(browser.lines()) & names == {name for name in phase.frozen if "dense" in name}
+    browser.one("#clear").click()
+    for how in ("decides", "overridden"):
+        browser.pick("rule", "2")
+        browser.pick("how", how)
+        reasons = {n: [r for r in resolved.explain(n).reasons if r.phase == 1] for n in names}
+        expected = {
+            name
+            for name, listed in reasons.items()
+            if any(r.rule == 2 if how == "decides" else 2 in r.overridden for r in listed)
+        }
+        assert set(browser.lines()) & names == expected != set()
+
+
+def test_why_says_what_explain_says(browser: Browser) -> None:
+    """For every parameter the text is that of `explain`, and the table has the phase's reasons."""
+    resolved = plan()
+    browser.show(resolved, "#phase=2")
+    browser.one("#expand").click()
+    for row in resolved.rows:
+        browser.select(row.name)
+        explanation = resolved.explain(row.name)
+        assert browser.text("#why pre") == str(explanation)
+        table = browser.run(
+            "return [...document.querySelectorAll('.reasons tbody tr')].map(row =>"
+            " [row.cells[0].textContent, row.cells[1].textContent, row.cells[2].textContent])"
+        )
+        reasons = [each for each in explanation.reasons if each.phase == 1]
+        assert [(key, value) for key, value, _ in table] == [(r.key, str(r.value)) for r in reasons]
+    browser.select("layers.2.dense.weight")
+    text = browser.text(".reasons tbody")
+    assert "rule 3, unfreeze('layers[-1]', lr=0.001, at_epoch=1)" in text
+    assert "overrides rule 2, freeze('layers')" in text
+    browser.one("#previous").click()
+    assert "overrides" not in browser.text(".reasons tbody")
+    browser.select("out.weight")
+    assert browser.text("#why pre").startswith("embed.weight [6, 4], tied: also out.weight")
+    browser.select("layers")
+    assert "12 parameters: rule 2, freeze('layers')" in browser.text("#why")
+
+
+def test_names_stay_text(browser: Browser) -> None:
+    """A module named like a script is shown by its name, and no script of a name runs."""
+    named = awkward(NAMES[:-1])  # the driver cannot send halves of surrogates
+    resolved = FreezePlan().freeze("head").resolve(named)
+    browser.show(resolved, other=FreezePlan().resolve(named))
+    browser.run("window.alert = () => { window.ran = true; }")
+    browser.one("#expand").click()
+    for row in resolved.rows[:6]:
+        browser.select(row.name)
+        assert browser.text("#why h3") == row.name
+    assert "<script>alert(1)</script>" in browser.text("#tree")
+    assert browser.run("return document.querySelectorAll('script').length") == 2
+    assert browser.run("return window.ran") is None
+    assert browser.run("return document.title").endswith("freezekit report")
+
+
+def test_difference_is_listed_and_marked(browser: Browser) -> None:
+    """Changes stand in the list, what differs in the phase has a mark, and a filter finds it."""
+    other = PLAN.freeze("layers[0].norm", "head", until_epoch=2).resolve(model())
+    browser.show(plan(), other=other)
+    assert "from epoch 0: trainable: True → False for 1 parameter" in browser.text("#changes")
+    browser.one("#expand").click()
+    assert browser.text("#tree [aria-label='differs from the other plan']") == " ≠"
+    browser.one("#differs").click()
+    assert set(browser.lines()) == {"", "head", "head.weight"}
+    browser.one("#next").click()
+    browser.one("#next").click()
+    assert browser.lines() == {}
+    browser.show(plan())
+    assert not browser.one("#difference").is_displayed()
+    assert not browser.one("#differ").is_displayed()
+
+
+def test_the_tree_works_by_keyboard(browser: Browser) -> None:
+    """Tab reaches it once; arrows, Home and End move, open and close; Enter says why."""
+    browser.show(plan())
+    browser.one("#collapse").send_keys(Keys.ENTER)
+    assert list(browser.lines()) == ["", "embed", "layers", "bare", "out", "head"]
+    browser.press(Keys.TAB)
+    assert browser.focused() == ""
+    browser.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    expanded = "return document.activeElement.getAttribute('aria-expanded')"
+    assert (browser.focused(), browser.run(expanded)) == ("layers", "true")
+    browser.press(Keys.ARROW_RIGHT)
+    assert browser.focused() == "layers.0"
+    browser.press(Keys.END)
+    assert browser.focused() == "head"
+    browser.press(Keys.ENTER, Keys.ARROW_RIGHT, Keys.ENTER)
+    assert browser.focused() == "head.weight"
+    assert browser.text("#why h3") == "head.weight"
+    browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.HOME)
+    assert (browser.focused(), "head.weight" in browser.lines()) == ("", False)
+    assert browser.run("return document.querySelectorAll('#tree [tabindex=\"0\"]').length") == 1
+    browser.press(Keys.TAB)
+    assert browser.run("return document.activeElement.closest('#tree')") is None
+
+
+def test_phases_work_by_keyboard(browser: Browser) -> None:
+    """Arrow keys step through the phases: on the page, on the slider and in the timeline."""
+    browser.show(plan())
+    browser.one("body").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#phase").startswith("Phase 2 of 4")
+    browser.one("#slider").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#phase").startswith("Phase 3 of 4")
+    browser.one("#timeline thead [aria-current]").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#phase").startswith("Phase 4 of 4")
+    browser.press(Keys.HOME)
+    assert browser.text("#phase").startswith("Phase 1 of 4")
+    assert browser.run("return document.activeElement.getAttribute('aria-current')") == "step"
+
+
+def test_every_control_has_a_label(browser: Browser) -> None:
+    """All that can be used has a name for those who do not see it."""
+    browser.show(plan(), other=plan())
+    browser.one("#expand").click()
+    browser.select("head.weight")
+    nameless = browser.run(
+        "return [...document.querySelectorAll('button, input, select, [tabindex]')].filter("
+        "each => !(each.textContent.trim() || each.ariaLabel || each.labels?.length))"
+        ".map(each => each.outerHTML)"
+    )
+    assert nameless == []
+
+
+CONTRAST = """
+const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const rgb = (color) => {
+  probe.clearRect(0, 0, 1, 1); probe.fillStyle = color; probe.fillRect(0, 0, 1, 1);
+  return [...probe.getImageData(0, 0, 1, 1).data];
+};
+const light = (color) => {
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = rgb(color).map((c) => linear(c / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (each) => {
+  for (; each; each = each.parentElement) {
+    const color = getComputedStyle(each).backgroundColor;
+    if (rgb(color)[3] === 255) return color;
+  }
+};
+return [...document.querySelectorAll("body *")].filter((each) =>
+  [...each.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())
+  && each.checkVisibility() && !each.closest(":disabled, script, noscript, option")).map((each) => {
+  const [a, b] = [light(getComputedStyle(each).color), light(ground(each))].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), each.outerHTML.slice(0, 120)];
+}).filter(([ratio]) => ratio < 4.5);
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_texts_stand_out_in_both_schemes(browser: Browser, *, dark: bool) -> None:
+    """The scheme follows the system, a button changes it, and contrast is 4.5 or more in both."""
+    other = PLAN.freeze("layers[0].norm", "head", until_epoch=2).resolve(model())
+    browser.show(plan(), "#phase=4", dark=dark, other=other)
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    before = browser.run(ground)
+    browser.one("#expand").click()
+    browser.select("head.weight")
+    assert browser.run(CONTRAST) == []
+    browser.one("#theme").click()
+    assert browser.run(CONTRAST) == []
+    assert {before, browser.run(ground)} == {"rgb(255, 255, 255)", "rgb(21, 24, 28)"}
+    assert (before == "rgb(21, 24, 28)") is dark
+
+
+@pytest.mark.parametrize("width", [400, 1280, 1920])
+def test_the_page_fits_its_window(browser: Browser, width: int) -> None:
+    """At no width the page itself scrolls sideways."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.show(plan(), other=plan())
+        browser.one("#expand").click()
+        browser.select("embed.weight")
+        assert browser.run("return document.documentElement.scrollWidth - innerWidth") <= 0
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_print_shows_all_lines(browser: Browser) -> None:
+    """On paper stands the whole tree as it is open, not only what is in view."""
+    resolved = ten_thousand()
+    browser.show(resolved)
+    browser.one("#expand").click()
+    in_view = len(browser.lines())
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert in_view < len(browser.lines()) == 2_000
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert len(browser.lines()) == in_view
+
+
+def test_ten_thousand_parameters_open_fast(browser: Browser) -> None:
+    """With 10,000 parameters the page is there, and steps, within two seconds."""
+    browser.show(ten_thousand())
+    timing = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+    assert 0 < browser.run(timing) < 2_000
+    step = "const start = performance.now(); go(5); return performance.now() - start"
+    assert browser.run(step) < 2_000
+    browser.one("#expand").click()
+    assert 0 < len(browser.lines()) < 300
+    browser.type("39.experts.29.d.bias")
+    assert browser.text("#found") == "1 of 10,000 parameters, 0 of 6,321 modules"
