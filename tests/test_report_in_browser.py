@@ -176,6 +176,7 @@ PLAN = (
     .freeze("layers")
     .unfreeze("layers[-1]", lr=1e-3, at_epoch=1)
     .unfreeze("layers[1].dense.weight", rows="2:", lr_mult=0.1, at_epoch=3)
+    .unfreeze("layers[1].dense.bias", at_epoch=3)
     .freeze("bare", "head.bias", until_epoch=2)
     .no_decay()
 )
@@ -265,7 +266,15 @@ def test_search_narrows_the_tree(browser: Browser) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["layers.1", "layers.*.norm", "**.bias", "layers.{0..1}.dense", "*e*", "layers.?.{dense,norm}"],
+    [
+        "layers.1",
+        "layers.*.norm",
+        "**.bias",
+        "layers.{0..1}.dense",
+        "h*",
+        "*e*",
+        "layers.?.{dense,norm}",
+    ],
 )
 def test_patterns_select_as_in_a_plan(browser: Browser, pattern: str) -> None:
     """A search with `*`, `?` or braces finds what a rule with that pattern selects."""

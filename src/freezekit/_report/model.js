@@ -160,7 +160,7 @@ function short(value) {
   return rounded < 1e-3 ? rounded.toExponential() : String(rounded);
 }
 
-const between = (low, high) => (short(low) === short(high) ? short(low) : `${short(low)} – ${short(high)}`);
+const between = (low, high) => (short(low) === short(high) ? short(low) : `${short(low)}–${short(high)}`);
 
 const escaped = (text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
 
