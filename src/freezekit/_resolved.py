@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 
@@ -23,7 +23,7 @@ from ._timeline import ClockUnit
 from .errors import PlanError
 
 if TYPE_CHECKING:
-    from ._cost import Cost, OptimizerLike
+    from ._cost import Cost
     from ._explain import Explanation, PlanDiff
     from ._summary import Summary
 
@@ -440,7 +440,7 @@ class ResolvedPlan:
 
     def cost(
         self,
-        optimizer: OptimizerLike = "AdamW",
+        optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "AdamW",
         *,
         on_freeze: Literal["keep", "drop"] = "keep",
     ) -> Cost:
