@@ -66,7 +66,11 @@ def check(given: Namespace) -> int:
         except PlanError as error:
             problems = [str(error)]
         else:
-            found = [*resolved.warnings, *map(str, untrained(resolved))]
+            notes = _notes(plan, model, resolved)
+            for note in notes:
+                say("warning", f"{given.plan}: {note}")
+            found = [each for each in resolved.warnings if each not in notes]
+            found += map(str, untrained(resolved))
             problems = [f"{given.plan}: {problem}" for problem in found]
     if problems:
         write("\n".join(problems))
@@ -91,6 +95,13 @@ def _dead_patterns(plan: FreezePlan, model: torch.nn.Module, given: Namespace) -
                 continue
     except PlanError:
         return
+
+
+def _notes(plan: FreezePlan, model: torch.nn.Module, resolved: ResolvedPlan) -> set[str]:
+    """Returns the warnings that are not about a rule: what is not known of the order of layers."""
+    if not resolved.warnings:
+        return set()
+    return {*read_layers(model, Layering.read(plan.layers)).notes} & {*resolved.warnings}
 
 
 def _checked(resolved: ResolvedPlan) -> str:
