@@ -137,6 +137,8 @@ rules:
   - freeze: head.bias
     until_step: 5
 """,
+    "steps.yaml": "version: 1\nrules: [{freeze: backbone, until_step: 5}]\n",
+    "epochs.yaml": "version: 1\nrules: [{freeze: backbone, until_epoch: 5}]\n",
     "idle.yaml": 'version: 1\nrules: [{freeze: "**"}, {unfreeze: "**"}]\n',
     "dead.yaml": "version: 1\nrules: [{freeze: backbon}, {group: hed, lr: 1}, {unfreeze: head}]\n",
     "tied.yaml": 'version: 1\nrules: [{freeze: "**"}, {unfreeze: lm_head}]\n',
@@ -722,6 +724,15 @@ MISTAKES = {
         2,
         "cannot write nowhere/plan.txt: No such file or directory",
     ),
+    "show shop:READY --plan steps.yaml --against all.yaml --at-epoch 1": (
+        2,
+        "the plan counts in steps; say --at-step S, or add --steps-per-epoch N",
+    ),
+    "show shop:READY --plan steps.yaml --against epochs.yaml": (
+        2,
+        "epochs.yaml cannot be compared: one plan counts in epochs and the other in steps; "
+        "resolve both with --steps-per-epoch N and moments in one unit",
+    ),
     "show minilm --against gradual.yaml --format svg": (
         2,
         "--against works with --format text and html, not svg",
@@ -974,10 +985,12 @@ def test_a_command_prints_the_same_in_a_process_of_its_own(run: Command) -> None
 )
 def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> None:
     """Where nobody reads stdout any more the command ends quietly with its own status."""
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "freezekit", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=buffered,
         text=True,
     )
     assert process.stdout is not None
@@ -986,3 +999,48 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> 
     said = [line for line in process.stderr if not line.endswith("says hello\n")]
     process.stderr.close()
     assert (process.wait(), said) == (status, [])
+
+
+def test_the_page_shows_what_the_commands_print(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command on the page prints what stands below it, stderr first."""
+    page = ROOT / "docs" / "command_line.md"
+    text = page.read_text(encoding="utf-8")
+    shutil.copytree("minilm", tmp_path / "minilm")
+    monkeypatch.chdir(tmp_path)
+    for name, language in (("plan.yaml", "yaml"), ("models.py", "python")):
+        found = re.search(rf"`{name}`:\n\n```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        assert found is not None
+        Path(name).write_text(found[1])
+    status, commands = 0, 0
+
+    def printed(block: re.Match[str]) -> str:
+        nonlocal status, commands
+        lines = []
+        for line in re.findall(r"^\$ (.*)$", block[0], re.MULTILINE):
+            lines.append(f"$ {line}\n")
+            if line == "echo $?":
+                lines.append(f"{status}\n")
+                continue
+            ran = run(line.removeprefix("freezekit "))
+            status, commands = ran.status, commands + 1
+            lines += [ran.err, ran.out]
+        return f"```text\n{''.join(lines)}```"
+
+    shown = re.sub(r"^```text\n.*?^```", printed, text, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.delitem(sys.modules, "models", raising=False)
+    if os.environ.get(OVERWRITE):
+        page.write_text(shown, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == shown
+    assert commands == 10
+
+
+def test_the_page_names_each_key_of_the_json(run: Command) -> None:
+    """The structure that the page describes is the one that is printed."""
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    _, section = page.split("## JSON\n")
+    data = json.loads(run("show minilm --plan gradual.yaml --format json").out)
+    phase = data["phases"][0]
+    keys = {*data, *data["model"], *phase, *phase["modules"][0], *phase["parameters"][0]}
+    assert keys == {*re.findall(r"`([a-z_]+)`", section)} - {"layers"}

@@ -65,16 +65,20 @@ def resolve(path: str, plan: FreezePlan, model: torch.nn.Module, given: Namespac
             total_steps=given.total_steps,
         )
     except PlanError as error:
-        said = _TOTAL.sub(_as_option, str(error))
+        said = in_options(str(error))
         if said != str(error):
             raise CommandError(f"{path}: {said}") from None
         raise type(error)(f"{path}: {error}") from None
 
 
-def _as_option(argument: re.Match[str]) -> str:
-    """Returns an argument of `resolve` as the option that gives it."""
-    value = "N" if argument[2] == "..." else argument[2]
-    return f"--{argument[1].replace('_', '-')} {value}"
+def in_options(text: str) -> str:
+    """Returns a message with options in place of arguments of `resolve`."""
+
+    def option(argument: re.Match[str]) -> str:
+        value = "N" if argument[2] == "..." else argument[2]
+        return f"--{argument[1].replace('_', '-')} {value}"
+
+    return _TOTAL.sub(option, text)
 
 
 def moment(resolved: ResolvedPlan, given: Namespace) -> Clock:

@@ -15,11 +15,12 @@ from . import plot
 from ._building import build_model
 from ._console import CommandError, say, write
 from ._glob import class_name
-from ._inputs import Clock, moment, read_plan, resolve
+from ._inputs import Clock, in_options, moment, read_plan, resolve
 from ._names import unwrap
 from ._plan import FreezePlan
 from ._resolved import Phase, ResolvedPlan
 from ._summary import rows_in
+from .errors import PlanError
 
 _SUFFIXES = {
     ".txt": "text",
@@ -47,10 +48,9 @@ def show(given: Namespace) -> int:
     resolved = resolve(given.plan, plan, model, given)
     against = resolve(given.against, other, model, given) if other else None
     clock = moment(resolved, given)
+    compared = "" if against is None else _compared(resolved, against, given.against)
     if form == "text":
-        text = str(resolved.summary(depth=given.depth, **clock))
-        if against is not None:
-            text += f"\n\ncompared with {given.against}:\n{resolved.diff(against)}"
+        text = f"{resolved.summary(depth=given.depth, **clock)}{compared}"
         write(text, given.output, "the summary")
     elif form == "json":
         shown = [resolved.at(**clock)] if clock else [*resolved.phases]
@@ -87,6 +87,18 @@ def _format(given: Namespace) -> str:
     if form in ("html", "png") and not given.output and sys.stdout.isatty():
         raise CommandError(f"{form} is nothing for a terminal; say where to, e.g. -o plan.{form}")
     return form
+
+
+def _compared(resolved: ResolvedPlan, other: ResolvedPlan, path: str) -> str:
+    """Returns where another plan differs.
+
+    Raises:
+        CommandError: the two count in different units.
+    """
+    try:
+        return f"\n\ncompared with {path}:\n{resolved.diff(other)}"
+    except PlanError as error:
+        raise CommandError(f"{path} cannot be compared: {in_options(str(error))}") from None
 
 
 def _report(resolved: ResolvedPlan, other: ResolvedPlan | None, base_lr: float | None) -> str:
