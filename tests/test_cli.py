@@ -78,6 +78,13 @@ def number():
     return 3
 
 
+def wide():
+    names = [f"{name}_of_a_long_name" for name in "abcdefgh"]
+    stem = nn.ModuleDict({name: nn.Embedding(2, 2) for name in names})
+    blocks = nn.ModuleList(nn.TransformerEncoderLayer(2, 1, 2) for _ in range(2))
+    return nn.ModuleDict({**stem, "blocks": blocks, "head": nn.Linear(2, 2)})
+
+
 READY = build()
 SETTINGS = {"width": 4}
 """
@@ -372,8 +379,9 @@ def test_an_epoch_is_a_step_where_the_plan_counts_in_steps(
 
 def test_a_step_is_in_an_epoch_where_the_plan_counts_in_epochs(run: Command) -> None:
     """With the steps in an epoch a step is shown in its epoch."""
-    ran = run("show minilm --plan gradual.yaml --at-step 29 --steps-per-epoch 10")
-    assert ran.out == run("show minilm --plan gradual.yaml --at-epoch 2").out
+    for step, epoch in ((19, 1), (20, 2)):
+        ran = run(f"show minilm --plan gradual.yaml --at-step {step} --steps-per-epoch 10")
+        assert ran.out == run(f"show minilm --plan gradual.yaml --at-epoch {epoch}").out
 
 
 def test_json_is_what_the_plan_says(run: Command) -> None:
@@ -624,6 +632,18 @@ def test_what_init_writes_is_a_plan_without_problems(
         assert run(f"check {model} --plan {file}").status == 0, rule[1]
 
 
+def test_what_init_writes_fits_a_screen(run: Command) -> None:
+    """Where many modules make a layer, their patterns go on below."""
+    lines = run("init shop:wide").out.splitlines()
+    at = next(at for at, line in enumerate(lines) if "a_of_a_long_name" in line)
+    listed = [line.removeprefix("#").split() for line in lines[at : at + 3]]
+    assert listed[0][:3] == ["0", "stem", "32"]
+    assert [word.strip(",") for line in listed for word in line if "long" in word] == [
+        f"{name}_of_a_long_name" for name in "abcdefgh"
+    ]
+    assert max(map(len, lines)) <= 100
+
+
 NEEDY = {"last_n_layers", "first_n_layers", "first_n_layers_frozen", "surgical"}
 
 
@@ -772,7 +792,7 @@ MISTAKES = {
     "layers shop:biuld": (
         2,
         "shop:biuld: shop has no 'biuld'; did you mean 'build'? (known: Shop, build, tied, sized, "
-        "broken, leaves, number, READY)",
+        "broken, leaves, number, wide, READY)",
     ),
     "layers shop:SETTINGS": (
         2,

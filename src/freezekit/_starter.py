@@ -31,6 +31,7 @@ _NO_HEAD = (
     "#",
 )
 _WIDTH = 96
+_NARROWEST = 40  # characters of patterns beside a table
 
 
 def starter_plan(model: torch.nn.Module) -> FreezePlan:
@@ -112,7 +113,16 @@ def _table(parts: Parts) -> Iterator[str]:
         lines.append((index, name, f"{times}{run[0].numel:,}", ", ".join(patterns)))
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for index, name, numel, pattern in lines:
-        yield f"{index:<{wide[0]}}  {name:<{wide[1]}}  {numel:>{wide[2]}}  {pattern}".rstrip()
+        line = f"{index:<{wide[0]}}  {name:<{wide[1]}}  {numel:>{wide[2]}}  "
+        below = " " * len(line)
+        yield from wrap(
+            pattern,
+            max(_WIDTH, len(line) + _NARROWEST),
+            initial_indent=line,
+            subsequent_indent=below,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 def _kind(layer: Layer, parts: Parts) -> tuple[object, ...]:
