@@ -415,7 +415,9 @@ def test_json_has_one_phase_for_a_moment_and_no_lr_without_a_base(run: Command) 
     """At a moment its phase alone is listed; a factor without a base is no learning rate."""
     data = json.loads(run("show minilm --plan gradual.yaml --at-epoch 7 --format json").out)
     (phase,) = data["phases"]
-    (row,) = (p for p in phase["parameters"] if p["name"] == "encoder.layer.4.output.dense.bias")
+    rows = {each["name"]: each for each in phase["parameters"]}
+    row, silent = rows["encoder.layer.4.output.dense.bias"], rows["pooler.dense.weight"]
+    assert (silent["lr"], silent["lr_mult"], silent["weight_decay"]) == (None, None, None)
     assert (phase["index"], phase["start"], phase["end"]) == (1, 2, None)
     assert (row["lr"], row["lr_mult"], row["weight_decay"]) == (None, 0.5, 0.0)
     assert row["rules"] == {"trainable": 3, "lr_mult": 3, "weight_decay": 4}
