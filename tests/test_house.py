@@ -201,9 +201,11 @@ def test_each_name_of_the_door_is_the_one_of_its_module() -> None:
     door = ast.parse((ROOT / "src" / "freezekit" / "__init__.py").read_text())
     eager = {each.name for node in door.body if isinstance(node, ast.ImportFrom) and node.level
              for each in node.names}  # fmt: skip
-    (typed,) = (node.body for node in door.body if isinstance(node, ast.If))
-    seen = {each.name: node.module for node in typed if isinstance(node, ast.ImportFrom)
+    (typed,) = (node for node in door.body if isinstance(node, ast.If))
+    seen = {each.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom)
             for each in node.names}  # fmt: skip
+    assert ast.unparse(typed.test) == "TYPE_CHECKING"
+    assert [getattr(node, "name", None) for node in typed.orelse] == ["__getattr__"]
     assert seen == freezekit._HOMES
     assert sorted([*seen, *eager]) == freezekit.__all__
     assert set(freezekit.__all__) <= set(dir(freezekit))

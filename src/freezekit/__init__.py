@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from ._plan import FreezePlan
     from ._resolved import Phase, ResolvedPlan
     from ._rules import Rule
+else:  # not for type checkers, to which any name would be one of the package then
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
 
 __version__ = "0.1.0"
 
@@ -41,15 +51,6 @@ _HOMES = {
     "diagnose": "_checks",
     "infer_layers": "_layers",
 }
-
-
-def __getattr__(name: str) -> object:
-    """Imports a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:
