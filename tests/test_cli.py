@@ -685,6 +685,10 @@ MISTAKES = {
         "argument --depth: expected a whole number from 0 on, got 'deep'; see freezekit show "
         "--help",
     ),
+    "show minilm --plan gradual.yaml --format svg --depth 0": (
+        2,
+        "--depth 0 leaves the schedule without rows; say 1 or more",
+    ),
     "show minilm --base-lr 0": (
         2,
         "argument --base-lr: expected a number above 0, got '0'; see freezekit show --help",

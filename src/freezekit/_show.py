@@ -109,8 +109,14 @@ def _report(resolved: ResolvedPlan, other: ResolvedPlan | None, base_lr: float |
 
 
 def _picture(resolved: ResolvedPlan, form: str, given: Namespace, clock: Clock) -> bytes:
-    """Returns the schedule where there is one to show, else what trains at the moment."""
+    """Returns the schedule where there is one to show, else what trains at the moment.
+
+    Raises:
+        CommandError: the depth leaves nothing of the schedule.
+    """
     if len(resolved.phases) > 1 and not clock:
+        if given.depth == 0:
+            raise CommandError("--depth 0 leaves the schedule without rows; say 1 or more")
         axes = plot.schedule(resolved, base_lr=given.base_lr, depth=given.depth)
     else:
         axes = plot.trainability(resolved, **clock)
