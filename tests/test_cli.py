@@ -21,9 +21,9 @@ import pytest
 import transformers
 
 import freezekit
-from freezekit import FreezePlan, _commands, infer_layers, plot, recipes
-from freezekit._building import build_model
-from freezekit.cli import main
+from freezekit import FreezePlan, infer_layers, plot, recipes
+from freezekit.cli import _commands, main
+from freezekit.cli._building import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"

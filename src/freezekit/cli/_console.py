@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .errors import FreezekitError
+from ..errors import FreezekitError
 
 Label: TypeAlias = Literal["error", "warning", "note"]
 

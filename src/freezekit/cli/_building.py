@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from .._verbs import did_you_mean
 from ._console import CommandError, say
-from ._verbs import did_you_mean
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TRUE = {"1", "ON", "YES", "TRUE"}

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from freezekit import __version__
 
+from .._verbs import did_you_mean
+from ..errors import PlanError
 from ._console import CommandError, flush, say, write
-from ._verbs import did_you_mean
-from .errors import PlanError
 
 __all__ = ["main"]
 

@@ -9,12 +9,12 @@ from textwrap import wrap
 
 import torch
 
-from ._layers import Layer
-from ._parts import Parts, block_patterns, find_head, parts_of, patterns_for
-from ._plan import FreezePlan
-from ._rules import Rule
-from ._yaml import yaml_text
-from .errors import PlanError
+from .._layers import Layer
+from .._parts import Parts, block_patterns, find_head, parts_of, patterns_for
+from .._plan import FreezePlan
+from .._rules import Rule
+from .._yaml import yaml_text
+from ..errors import PlanError
 
 _DOES = {
     "freeze": "freezes {}",

@@ -10,10 +10,10 @@ from typing import TypedDict
 
 import torch
 
+from .._plan import FreezePlan
+from .._resolved import ResolvedPlan
+from ..errors import PlanError
 from ._console import CommandError
-from ._plan import FreezePlan
-from ._resolved import ResolvedPlan
-from .errors import PlanError
 
 _TOTAL = re.compile(r"\b(steps_per_epoch|total_epochs|total_steps)=(\.\.\.|\d+)")
 

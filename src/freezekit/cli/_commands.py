@@ -12,22 +12,22 @@ from pathlib import Path
 
 import torch
 
-from . import recipes
-from ._apply import untrained
+from .. import recipes
+from .._apply import untrained
+from .._explain import Explanation
+from .._glob import class_name
+from .._layering import Layering
+from .._layers import read_layers
+from .._names import unwrap
+from .._plan import FreezePlan
+from .._resolved import ResolvedPlan
+from .._verbs import did_you_mean
+from ..errors import PatternError, PlanError
 from ._building import build_model
 from ._console import CommandError, say, write
-from ._explain import Explanation
-from ._glob import class_name
 from ._inputs import read_plan, resolve
-from ._layering import Layering
-from ._layers import read_layers
-from ._names import unwrap
-from ._plan import FreezePlan
-from ._resolved import ResolvedPlan
 from ._show import show
 from ._starter import starter_plan, starter_text
-from ._verbs import did_you_mean
-from .errors import PatternError, PlanError
 
 
 def layers(given: Namespace) -> int:

@@ -11,16 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import plot
+from .. import plot
+from .._glob import class_name
+from .._names import unwrap
+from .._plan import FreezePlan
+from .._resolved import Phase, ResolvedPlan
+from .._summary import rows_in
+from ..errors import PlanError
 from ._building import build_model
 from ._console import CommandError, say, write
-from ._glob import class_name
 from ._inputs import Clock, in_options, moment, read_plan, resolve
-from ._names import unwrap
-from ._plan import FreezePlan
-from ._resolved import Phase, ResolvedPlan
-from ._summary import rows_in
-from .errors import PlanError
 
 _SUFFIXES = {
     ".txt": "text",
