@@ -49,6 +49,8 @@ TIERS = (
     {"_check_model"},
     {"_apply", "_checks"},
     {"recipes", "scoring"},
+    {"plot._canvas", "plot._saving"},
+    {"plot._scores", "plot._trainability"},
     {"plot"},
     {"__init__"},
 )
