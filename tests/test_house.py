@@ -48,9 +48,10 @@ TIERS = (
     {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
     {"_check_model"},
     {"_apply", "_checks"},
-    {"recipes", "scoring"},
-    {"plot._canvas", "plot._saving"},
-    {"plot._scores", "plot._trainability"},
+    {"_simulation", "recipes", "scoring"},
+    {"plot._bands", "plot._canvas", "plot._moments", "plot._saving"},
+    {"plot._columns", "plot._learning_rates", "plot._rates", "plot._scores", "plot._trainability"},
+    {"plot._schedule"},
     {"plot"},
     {"__init__"},
 )

@@ -77,7 +77,7 @@ class Frame:
 
 def hatched_pitch(dpi: float, share: float) -> float:
     """Returns the least row height in which a box of a share of it has a hatch."""
-    return _HATCHED / (share * dpi)
+    return 1.001 * _HATCHED / (share * dpi)
 
 
 def pitch_of(count: int, least: float, dpi: float) -> float:
@@ -106,8 +106,13 @@ def own_dpi() -> float:
     return float(rcParams["figure.dpi"])
 
 
-def room(ax: Axes) -> tuple[float, float, float]:
-    """Returns the width and the height that given axes have for rows, and the width for labels."""
+def room(ax: Axes, around: float = MARGIN) -> tuple[float, float, float]:
+    """Returns the width and the height that given axes have for rows, and the width for labels.
+
+    Args:
+        ax: the axes.
+        around: what stands above and below the rows, which a layout takes from their height.
+    """
     figure, spec = ax.figure, ax.get_subplotspec()
     dpi = figure.dpi
     box = ax.get_window_extent()
@@ -116,7 +121,7 @@ def room(ax: Axes) -> tuple[float, float, float]:
         cell, page = spec.get_position(cast("Figure", figure)), figure.subplotpars
         full = cell.width / (page.right - page.left) * figure.bbox.width / dpi
         height = cell.height / (page.top - page.bottom) * figure.bbox.height / dpi
-        height -= MARGIN + 0.15
+        height = max(LEAST_PITCH, height - around - 0.15)
         width, label_width = 0.55 * full, 0.4 * full
     return width, height, label_width
 
@@ -259,21 +264,29 @@ class Heading:
 
     def draw(self, ax: Axes, width: float) -> None:
         """Stacks it above axes of a width, in points so that any height will do."""
+        from matplotlib.transforms import ScaledTranslation
+
         line, title = self.line, self.title
         if text_width(line, SMALL) > width:
             line = line.replace(" || ", "\n")
         if text_width(title, TITLE, bold=True) > width:
             title = title.replace(", ", "\n", 1)
         columns = _columns([str(key.get_label()) for key in self.keys], width)
+        # matplotlib fills column by column; here it is to be read line by line.
+        rowwise = [
+            self.keys[at] for k in range(columns) for at in range(k, len(self.keys), columns)
+        ]
+        lifted = ScaledTranslation(0, (3.0 + self.lift) / 72, ax.figure.dpi_scale_trans)
         ax.legend(
-            handles=self.keys,
+            handles=rowwise,
             loc="lower left",
             bbox_to_anchor=(0, 1),
+            bbox_transform=ax.transAxes + lifted,
             ncols=columns,
             fontsize=SMALL,
             frameon=False,
             borderpad=0,
-            borderaxespad=(3.0 + self.lift) / SMALL,
+            borderaxespad=0,
             labelspacing=0.3,
             handlelength=2.0,
             handleheight=1.0,
