@@ -144,9 +144,7 @@ def _lengths(resolved: ResolvedPlan, run: Run) -> tuple[int, int | None]:
         )
     if per_epoch is None and (time.unit == "epoch" or run.interval == "epoch"):
         who = "the plan counts" if time.unit == "epoch" else "the scheduler is stepped"
-        raise PlanError(
-            f"{who} in epochs, a simulation in steps; pass steps_per_epoch=..."
-        )
+        raise PlanError(f"{who} in epochs, a simulation in steps; pass steps_per_epoch=...")
     whole = known["total_steps"]
     if whole is None and per_epoch and known["total_epochs"]:
         whole = per_epoch * known["total_epochs"]

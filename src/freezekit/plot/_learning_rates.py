@@ -209,7 +209,8 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
 
     ax, limit = sheet.ax, max(1, min(_LABELS, int(sheet.height / _LINE)))
     shades = colormaps["viridis"]
-    by_end = sorted(range(len(courses)), key=lambda k: sheet.up(courses[k].end[1]))
+    ends = [(sheet.up(course.end[1]), course.peak) for course in courses]
+    by_end = sorted(range(len(courses)), key=ends.__getitem__)
     named = by_end if len(by_end) <= limit else [
         by_end[round(k * (len(by_end) - 1) / max(1, limit - 1))] for k in range(limit)
     ]  # fmt: skip
@@ -220,7 +221,7 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
         steps, rates = [*course.steps, total], [*course.rates, last]
         (line,) = ax.plot(steps, rates, color=colour, linewidth=thick, drawstyle="steps-post")
         line.set_gid(course.label)
-    heights = _apart([sheet.up(courses[k].end[1]) * sheet.height for k in named], sheet.height)
+    heights = _apart([ends[k][0] * sheet.height for k in named], sheet.height)
     for k, height in zip(named, heights, strict=True):
         step, rate = courses[k].end
         place = sheet.share + 0.7 * _LEADER / sheet.width, height / sheet.height
@@ -276,8 +277,7 @@ def _draw_scales(sheet: _Sheet, total: int) -> None:
     ax.tick_params(labelsize=_TYPE)
     ax.set_ylabel("learning rate (log scale)", fontsize=SMALL)
     ax.grid(False)
-    ax.grid(True, axis="y", color="0.5", alpha=0.3, linewidth=0.5)
-    ax.set_axisbelow(True)
+    ax.hlines(ticks, 0, total, color="0.87", linewidth=0.5, zorder=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines["bottom"].set_bounds(0, total)
 
