@@ -6,6 +6,8 @@ FREEZEKIT_OVERWRITE_GOLDEN=1 writes them anew. They are those of the matplotlib 
 import io
 import math
 import os
+import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +76,20 @@ def test_pictures_are_those_on_file(name: str) -> None:
     if os.environ.get(OVERWRITE):
         path.write_text(drawn, encoding="utf-8")
     assert drawn == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(
+    mpl.__version__ != PINNED["matplotlib"], reason=f"drawn by matplotlib {PINNED['matplotlib']}"
+)
+def test_pictures_of_the_page_are_those_its_code_draws(tmp_path: Path) -> None:
+    """`docs/make_pictures.py` writes the pictures that are in `docs/_static`, byte for byte."""
+    docs = ROOT.parent / "docs"
+    script = runpy.run_path(str(docs / "make_pictures.py"))
+    with mpl.rc_context(mpl.rcParamsDefault):
+        script["run"](tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    page = (docs / "pictures.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[[^\]]+\]\(_static/([^)]+)\)", page)
+    assert sorted(made) == sorted(shown)
+    for name, drawn in made.items():
+        assert drawn == (docs / "_static" / name).read_bytes(), name

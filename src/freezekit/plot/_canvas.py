@@ -40,6 +40,7 @@ COUNTS: dict[str, str] = {"facecolor": "#8aa4ba", "edgecolor": "#3c5266"}
 
 _HATCHED = 8.0 * 1.1  # pixels; the tenth is what constrained layout may take
 _HATCH_LINE = 0.7
+_UNITS = ("", "k", "M", "B", "T")
 
 Box: TypeAlias = tuple[float, float, float, float]
 """A rectangle: left, right, top and bottom in the units of the axes."""
@@ -229,8 +230,14 @@ def decades_of(counts: Sequence[int], texts: Sequence[str], width: float, size: 
     return decades
 
 
+def rounded(count: int) -> str:
+    """Returns a count in few characters, e.g. "11.9M"."""
+    power = 0 if count < 1000 else min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.3g}{_UNITS[power]}"
+
+
 def _thousands(power: int) -> str:
-    return f"{10 ** (power % 3)}{('', 'k', 'M', 'B', 'T')[min(power // 3, 4)]}"
+    return f"{10 ** (power % 3)}{_UNITS[min(power // 3, 4)]}"
 
 
 def title_above(ax: Axes, title: str, pad: float) -> None:

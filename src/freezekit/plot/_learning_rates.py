@@ -22,6 +22,8 @@ _LINE = 0.14  # inches from name to name
 _TYPE = 7.0
 _LEADER = 0.35  # inches between lines and names
 _BELOW = 100  # by how much less than the lowest peak a rate may be before it leaves the scale
+_POINTS = 800  # of a line, more than pixels
+_LEAST_POINTS = 100
 _DRAWN = 60_000  # points of all lines together
 _LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
 _START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
@@ -44,8 +46,8 @@ def learning_rates(
     group is frozen. Groups that always have the same rate share a line, named after the first;
     of more than twelve lines twelve have their names. Vertical lines are where phases begin. What
     falls to a hundredth of the lowest group's peak leaves the scale. No metric is measured, so
-    what waits for one stays closed. Of runs of more than 2,000 steps a sample is drawn, of very
-    many groups a smaller one.
+    what waits for one stays closed. Of runs of more than 800 steps a sample is drawn, of
+    very many groups a smaller one.
 
     Args:
         resolved: the plan, resolved against a model; of an applied plan `applied.resolved`.
@@ -134,7 +136,7 @@ def _courses(run: Simulation) -> list[_Course]:
     alike: dict[object, list[str]] = {}
     for name, rates in run.rates.items():
         alike.setdefault((rates, run.trains[name]), []).append(name)
-    stride = math.ceil(len(alike) * len(run.steps) / _DRAWN)
+    stride = math.ceil(len(run.steps) / min(_POINTS, max(_LEAST_POINTS, _DRAWN // len(alike))))
     begins = {start for start, _ in run.starts}
     last = run.steps[-1]
     kept = [

@@ -31,6 +31,7 @@ from ._canvas import (
     own_dpi,
     pitch_of,
     room,
+    rounded,
     scale_counts,
     shortened,
     text_width,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _HIGH = 0.88  # height of a cell in rows
 _GAP = 0.2  # inches between the phases and the bars
 _BARS = 1.9  # inches of bars in a figure of our own
+_EXACT = 1.5  # inches of bars from which counts are exact
 _COLUMN = 0.8  # inches of a phase in a figure of our own
 _READABLE = 0.5  # inches of a phase in which a rate has room
 _LONGEST = 8.0  # inches of all phases
@@ -70,7 +72,7 @@ def schedule(
     trains, the darker the higher, on a log scale; where only some of it trains, one above the
     other. A heavy line in each phase shows where backward stops: nothing above it costs a backward
     pass. Above each phase stands the share of parameters that train, beside each layer how many
-    it has, on a log scale.
+    it has, on a log scale; in narrow axes these numbers are rounded.
 
     Time is to scale where every phase is then wide enough to be read, and the axis says so where
     it is not. Phases that begin after the end of training are left out. Where there are more
@@ -279,7 +281,8 @@ def _draw_counts(sheet: _Sheet) -> None:
     left = 1 - sheet.bars / frame.width
     beside = ax.inset_axes((left, 0, sheet.bars / frame.width, 1), sharey=ax)
     counts = [row.numel for row in rows]
-    texts = [f"{count:,}" for count in counts[::stride]]
+    exact = sheet.bars >= _EXACT
+    texts = [f"{count:,}" if exact else rounded(count) for count in counts[::stride]]
     decades = max(
         decades_of(counts[::stride], texts, sheet.bars, size),
         decades_of([max(counts)], [""], sheet.bars, size),
