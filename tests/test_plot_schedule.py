@@ -319,8 +319,12 @@ def test_neighbours_that_are_treated_alike_share_a_row() -> None:
         model, _ = forty_eight()
     made = FreezePlan().freeze("**").unfreeze("block_{40..44}", "head").resolve(model)
     ax = schedule(made, max_rows=10)
-    joined = ["token_and_position_embeddings to block_39 x41", "block_40 to head x6"]
-    assert labels(ax) == joined
+    names = ["token_and_position_embeddings", "block_{0..39} x40", "block_{40..44} x5", "head"]
+    assert labels(ax) == names
+    assert labels(schedule(made, max_rows=3)) == [
+        "token_and_position_embeddings to block_39 x41",
+        "block_40 to head x6",
+    ]
     total = sum(parameter.numel() for parameter in model.parameters())
     counted = sum(int(text.get_text().replace(",", "")) for text in ax.child_axes[0].texts)
     assert counted == total

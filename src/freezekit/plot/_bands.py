@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -34,24 +35,29 @@ def strips(grid: Grid, limit: int) -> list[Strip]:
     """Returns the rows of a picture, at most `limit`.
 
     Parts without parameters are left out. Where there are too many, neighbours that are treated
-    alike in all phases share a row, and only where that does not do, neighbours that are not.
+    alike in all phases share a row: numbered ones of one name, and only where that does not do any,
+    and only then also neighbours that are treated differently.
     """
     bands = [(at, band) for at, band in enumerate(grid.bands) if _says(band)]
     if len(bands) <= limit:
         return [_strip([each]) for each in bands]
-    alike = [[*run] for _, run in groupby(bands, key=lambda each: _treatment(each[1]))]
-    if len(alike) > limit:
-        cuts = [round(k * len(bands) / limit) for k in range(limit + 1)]
-        return [_strip(bands[a:b]) for a, b in pairwise(cuts)]
-    return [_strip(run) for run in alike]
+    for named in (True, False):
+        alike = [[*run] for _, run in groupby(bands, partial(_treatment, named=named))]
+        if len(alike) <= limit:
+            return [_strip(run) for run in alike]
+    cuts = [round(k * len(bands) / limit) for k in range(limit + 1)]
+    return [_strip(bands[a:b]) for a, b in pairwise(cuts)]
 
 
 def _says(band: Band) -> bool:
     return any(cell.state != "none" for cell in band.cells)
 
 
-def _treatment(band: Band) -> tuple[object, ...]:
-    return tuple((cell.state, cell.low, cell.high) for cell in band.cells)
+def _treatment(part: tuple[int, Band], named: bool) -> tuple[object, ...]:
+    """Returns what parts have in common that may share a row: their cells, and what they are."""
+    band = part[1]
+    family = _NUMBERED.sub(r"\1#\3", band.name) if named else ""
+    return (family, *((cell.state, cell.low, cell.high) for cell in band.cells))
 
 
 def _strip(run: Sequence[tuple[int, Band]]) -> Strip:

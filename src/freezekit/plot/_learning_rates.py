@@ -82,7 +82,7 @@ def learning_rates(
         ...     total_steps=100,
         ... )
         >>> [text.get_text() for text in ax.texts]
-        ['step 40', '0', '1']
+        ['0', '1', 'step 40']
         >>> plot.save(ax, "learning_rates.svg")  # doctest: +SKIP
     """
     if not isinstance(resolved, ResolvedPlan):
@@ -102,7 +102,7 @@ def learning_rates(
     sheet.ax.set_xlabel(f"optimizer step{waits}", x=share / 2, ha="center", fontsize=SMALL)
     count = len(run.rates)
     title = f"{resolved._tree.class_names[0]}, {count} param group{'s' if count > 1 else ''}"
-    title_above(sheet.ax, title, 18.0)
+    title_above(sheet.ax, title, 14.0)
     return sheet.ax
 
 
