@@ -245,6 +245,10 @@ def test_time_that_is_not_to_scale_says_so() -> None:
     render(ax)
     widths = {round(box.width) for box in boxes(ax)}
     assert len(widths) == 1
+    narrow = toy(FreezePlan().freeze("[0]", until_epoch=1), total_epochs=18)
+    assert narrow.get_xlabel() == "epoch, not to scale"
+    wider = toy(FreezePlan().freeze("[0]", until_epoch=1), total_epochs=15)
+    assert wider.get_xlabel() == "epoch"
 
 
 def test_an_end_that_is_not_known_has_no_moment() -> None:

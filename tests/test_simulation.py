@@ -53,6 +53,7 @@ PLANS = {
     .layer_decay(decay=0.7)
     .no_decay(),
     "metric": FreezePlan().freeze("[0]").unfreeze("[0]", at_metric={"monitor": "loss"}),
+    "recurrent": FreezePlan().freeze("[1]").freeze("[2]", at_step=30),
     "options": FreezePlan().group("[0]", options={"momentum": 0.9}).freeze("[2]", until_epoch=2),
 }
 

@@ -179,8 +179,6 @@ def _skeleton(tree: Tree) -> list[torch.nn.Module]:
         if parent >= 0:
             leaf = tree.prefixes[row][len(tree.prefixes[parent]) : -1]
             modules[parent]._modules[leaf] = modules[row]
-    for row in tree.recurrent:
-        modules[row].dropout = 0.0  # type: ignore[assignment]
     columns = zip(tree.names, tree.shapes, tree.dtypes, tree.flags, tree.owners, strict=True)
     for name, shape, dtype, flag, owner in columns:
         size = torch.Size([0]) if shape is None else shape

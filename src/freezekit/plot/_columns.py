@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SIZE = 7.0
-_NARROWEST = 0.15  # inches of a column drawn to scale: a hatch, and a text turned upright
+_NARROWEST = 0.2  # inches of a column drawn to scale: a hatch, and a text turned upright
 
 
 @dataclass(frozen=True, slots=True)
