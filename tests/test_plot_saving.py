@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
@@ -13,8 +14,10 @@ from matplotlib.figure import Figure
 from pictures import resolved
 from torch import nn
 
-from freezekit.plot import save, trainability
+from freezekit import FreezePlan
+from freezekit.plot import learning_rates, save, schedule, trainability
 
+SVG = "{http://www.w3.org/2000/svg}"
 MAGIC: dict[str, Callable[[bytes], bool]] = {
     "png": lambda data: data.startswith(b"\x89PNG"),
     "svg": lambda data: b"<svg" in data and b">Trainable</text>" in data,
@@ -100,3 +103,16 @@ print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (run.stdout.strip(), run.returncode) == ("True False", 0), run.stderr
+
+
+def test_any_name_is_text_in_every_picture() -> None:
+    """A module called `<script>` or `$x_1$` is that text in the SVG, which stays well-formed."""
+    model = nn.Sequential()
+    for name in ("<script>", "$x_1$", 'a"&b'):
+        model.add_module(name, nn.Linear(2, 2))
+    made = FreezePlan().layer_decay(decay=0.5).resolve(model, total_steps=4)
+    for ax in (trainability(made), schedule(made), learning_rates(made, lr=0.1)):
+        file = io.BytesIO()
+        save(ax, file, format="svg")
+        written = {text.text for text in ElementTree.fromstring(file.getvalue()).iter(f"{SVG}text")}
+        assert {"<script>", "$x_1$", 'a"&b'} <= written
