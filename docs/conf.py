@@ -32,6 +32,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {
+    "Cost": "freezekit._cost.Cost",
     "Explanation": "freezekit._explain.Explanation",
     "PlanDiff": "freezekit._explain.PlanDiff",
     "Summary": "freezekit._summary.Summary",

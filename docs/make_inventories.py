@@ -41,6 +41,10 @@ TORCH = {
         CLASS,
         "generated/torch.optim.lr_scheduler.LRScheduler.html",
     ),
+    "LRScheduler": (
+        CLASS,
+        "generated/torch.optim.lr_scheduler.LRScheduler.html#torch.optim.lr_scheduler.LRScheduler",
+    ),
     "torch.optim.Optimizer": (CLASS, "optim.html"),
     "torch.optim.optimizer.Optimizer": (CLASS, "optim.html#torch.optim.Optimizer"),
 }

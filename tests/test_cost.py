@@ -145,6 +145,8 @@ def test_a_model_on_the_meta_device_costs_nothing_to_ask() -> None:
     assert cost.phases[0].weight_bytes == 4 * (250_000_000_000 + 500_002)
     assert cost.full.state_bytes == 8 * (250_000_000_000 + 500_002) + 3 * 4
     assert "931.3 GiB" in str(cost)
+    factored = FreezePlan().freeze("0").resolve(model).cost("Adafactor")
+    assert factored.full.state_bytes < 10_000_000
 
 
 def test_metric_driven_phases_keep_what_trained_before() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import inspect
 import os
 import re
@@ -48,13 +49,24 @@ TIERS = (
     {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
     {"_check_model"},
     {"_apply", "_checks"},
-    {"_report._data", "recipes", "scoring"},
-    {"_report", "plot"},
+    {"_report._data", "_simulation", "recipes", "scoring"},
+    {"_report"},
+    {"plot._bands", "plot._canvas", "plot._moments", "plot._saving"},
+    {"plot._columns", "plot._learning_rates", "plot._rates", "plot._scores", "plot._trainability"},
+    {"plot._schedule"},
+    {"plot"},
     {"__init__"},
+    {"cli._console"},
+    {"cli._building", "cli._inputs", "cli._starter"},
+    {"cli._show"},
+    {"cli._commands"},
+    {"cli"},
+    {"__main__"},
 )
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 NO_TORCH = {
-    "errors",
+    "__init__",
+    "__main__",
     "_automaton",
     "_builders",
     "_files",
@@ -67,8 +79,12 @@ NO_TORCH = {
     "_timeline",
     "_verbs",
     "_yaml",
+    "cli",
+    "cli._console",
+    "errors",
 }
-# The facade methods: their imports inside the function reach up the order.
+# The facade methods: their imports inside the function reach up the order. The command line reads
+# its options before it imports what needs torch.
 FACADE = {
     "_plan.FreezePlan.apply",
     "_plan.FreezePlan.from_dict",
@@ -81,6 +97,7 @@ FACADE = {
     "_resolved.ResolvedPlan.explain",
     "_resolved.ResolvedPlan.save_html",
     "_resolved.ResolvedPlan.summary",
+    "cli._run",
 }
 
 
@@ -137,29 +154,35 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=dotted)
 def test_guests_stay_in_their_rooms(path: Path) -> None:
-    """The leaves do without torch, and only `plot` imports matplotlib."""
+    """The leaves do without torch; matplotlib and transformers have one room each."""
     guests = {module.split(".")[0] for _, module in imports(path) if own(module) is None}
     if dotted(path) in NO_TORCH:
         assert "torch" not in guests
     if dotted(path).partition(".")[0] != "plot":
         assert "matplotlib" not in guests
-    assert guests <= {"torch", "typing_extensions", "yaml", "matplotlib"} | sys.stdlib_module_names
+    if dotted(path) != "cli._building":
+        assert "transformers" not in guests
+    known = {"torch", "typing_extensions", "yaml", "matplotlib", "transformers"}
+    assert guests <= known | sys.stdlib_module_names
 
 
-def test_import_loads_no_guest() -> None:
-    """`import freezekit` loads nothing heavier than torch."""
-    guests = {"matplotlib", "yaml", "transformers", "lightning", "accelerate"}
-    code = f"import sys, freezekit; print(*sorted({guests} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("statement", "more"), [("import freezekit", {"torch"}), ("from freezekit import *", set())]
+)
+def test_import_loads_no_guest(statement: str, more: set[str]) -> None:
+    """`import freezekit` does not load torch, and all its names nothing heavier than torch."""
+    guests = {"matplotlib", "yaml", "transformers", "lightning", "accelerate"} | more
+    code = f"import sys; {statement}; print(*sorted({guests} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (printed.returncode, printed.stdout.strip()) == (0, ""), printed.stderr
 
 
 def test_import_costs_little_over_torch() -> None:
-    """`import freezekit` adds under 50 ms to `import torch`: the median of ten warm processes."""
+    """All public names add under 50 ms to `import torch`: the median of ten warm processes."""
     # Processor time: on an idle machine the same as the clock's, on a busy one still the cost.
     code = (
         "from time import process_time as now\n"
-        "import torch; start = now(); import freezekit; print(now() - start)"
+        "import torch; start = now(); from freezekit import *; print(now() - start)"
     )
     environment = {key: v for key, v in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
@@ -189,6 +212,33 @@ def test_the_door_is_small_and_sorted() -> None:
     assert freezekit.__all__ == sorted(freezekit.__all__)
     assert len(freezekit.__all__) <= 20
     assert [name for name in freezekit.__all__ if not hasattr(freezekit, name)] == []
+
+
+def test_each_name_of_the_door_is_the_one_of_its_module() -> None:
+    """What type checkers see, what is imported when asked for, and `__all__` are the same names."""
+    door = ast.parse((ROOT / "src" / "freezekit" / "__init__.py").read_text())
+    eager = {each.name for node in door.body if isinstance(node, ast.ImportFrom) and node.level
+             for each in node.names}  # fmt: skip
+    (typed,) = (node for node in door.body if isinstance(node, ast.If))
+    seen = {each.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom)
+            for each in node.names}  # fmt: skip
+    assert ast.unparse(typed.test) == "TYPE_CHECKING"
+    assert [getattr(node, "name", None) for node in typed.orelse] == ["__getattr__"]
+    assert seen == freezekit._HOMES
+    assert sorted([*seen, *eager]) == freezekit.__all__
+    assert set(freezekit.__all__) <= set(dir(freezekit))
+    for name, home in seen.items():
+        module = importlib.import_module(f"freezekit.{home}")
+        assert getattr(freezekit, name) is getattr(module, name)
+
+
+def test_a_name_that_the_door_lacks_is_an_attribute_error() -> None:
+    """A wrong name fails as on any module, for `hasattr` and for `from freezekit import`."""
+    assert not hasattr(freezekit, "FreezePlans")
+    with pytest.raises(AttributeError, match=r"^module 'freezekit' has no attribute 'FreezePlans'"):
+        freezekit.FreezePlans  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'FreezePlans' from 'freezekit'"):
+        exec("from freezekit import FreezePlans")
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -231,6 +281,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     info = f"freezekit-{freezekit.__version__}.dist-info"
     assert {name for name in inside if not name.startswith(info)} == package
     assert f"{info}/licenses/LICENSE" in inside
+    assert f"{info}/entry_points.txt" in inside
 
 
 def test_sdist_is_a_whole_checkout(tmp_path: Path) -> None:

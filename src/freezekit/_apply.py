@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
@@ -550,7 +550,8 @@ def apply(
             "warmup_steps counts in steps and the plan's moments in epochs; pass "
             "steps_per_epoch=..."
         )
-    _check_trains(resolved)
+    for problem in untrained(resolved):
+        raise problem
     applied = AppliedPlan(resolved, walked, drops=on_freeze == "drop")
     for row, name in enumerate(resolved._tree.names):
         check_writable(name, applied._writer.parameter(row))
@@ -576,15 +577,17 @@ def _check_free(walked: Walk) -> None:
             )
 
 
-def _check_trains(resolved: ResolvedPlan) -> None:
+def untrained(resolved: ResolvedPlan) -> Iterator[PlanError]:
+    """Yields an error for each phase in which nothing trains, unless the plan allows it."""
     if resolved.plan.allow_all_frozen:
         return
     if not resolved.rows:
-        raise PlanError("the model has no parameters; say FreezePlan(allow_all_frozen=True)")
+        yield PlanError("the model has no parameters; say FreezePlan(allow_all_frozen=True)")
+        return
     for phase in resolved.phases:
         if not phase.trainable and not resolved._cascade.time.is_over(phase.start):
             when = f" in the phase '{phase}'" if len(resolved.phases) > 1 else ""
-            raise PlanError(
+            yield PlanError(
                 f"nothing is trainable{when}: all {len(resolved.rows)} parameters are frozen; "
                 "unfreeze some, or say FreezePlan(allow_all_frozen=True)"
             )

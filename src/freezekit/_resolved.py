@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 
@@ -24,7 +24,7 @@ from ._timeline import ClockUnit
 from .errors import PlanError
 
 if TYPE_CHECKING:
-    from ._cost import Cost, OptimizerLike
+    from ._cost import Cost
     from ._explain import Explanation, PlanDiff
     from ._summary import Summary
 
@@ -441,7 +441,7 @@ class ResolvedPlan:
 
     def cost(
         self,
-        optimizer: OptimizerLike = "AdamW",
+        optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "AdamW",
         *,
         on_freeze: Literal["keep", "drop"] = "keep",
     ) -> Cost:
@@ -483,7 +483,7 @@ class ResolvedPlan:
         *,
         other: ResolvedPlan | None = None,
         base_lr: float | None = None,
-        optimizer: OptimizerLike = "AdamW",
+        optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "AdamW",
     ) -> None:
         """Writes a report for a browser: one HTML file that loads nothing, to look at and to send.
 

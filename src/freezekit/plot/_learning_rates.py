@@ -1,0 +1,309 @@
+"""The learning rates of a run, step by step, under a plan and an LR scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from .._resolved import ResolvedPlan
+from .._simulation import Run, Simulation, simulate
+from ._canvas import SMALL, new_figure, room, shortened, text_width, title_above
+from ._moments import moments
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LABELS = 12  # lines with names
+_LINE = 0.14  # inches from name to name
+_TYPE = 7.0
+_LEADER = 0.35  # inches between lines and names
+_BELOW = 100  # by how much less than the lowest peak a rate may be before it leaves the scale
+_POINTS = 800  # of a line, more than pixels
+_LEAST_POINTS = 100
+_DRAWN = 60_000  # points of all lines together
+_LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
+_START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
+
+
+def learning_rates(
+    resolved: ResolvedPlan,
+    ax: Axes | None = None,
+    *,
+    lr: float,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    total_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    interval: Literal["step", "epoch"] = "step",
+) -> Axes:
+    """Draws the learning rate that each param group has at every optimizer step, on a log scale.
+
+    It is what `AppliedPlan.lrs()` would give in a run: the plan is carried out on an optimizer
+    without a model, beside a real LR scheduler, and nothing is trained. A line has gaps while its
+    group is frozen. Groups that always have the same rate share a line, named after the first;
+    of more than twelve lines twelve have their names. Vertical lines are where phases begin. What
+    falls to a hundredth of the lowest group's peak leaves the scale. No metric is measured, so
+    what waits for one stays closed. Of runs of more than 800 steps a sample is drawn, of
+    very many groups a smaller one.
+
+    Args:
+        resolved: the plan, resolved against a model; of an applied plan `applied.resolved`.
+        ax: where to draw; without it a new figure is made, reached by `ax.figure`.
+        lr: base learning rate, as for `AppliedPlan.optimizer`.
+        scheduler: takes an optimizer and returns an LR scheduler of torch.
+        total_steps: optimizer steps of the run; by default as given to `resolve`.
+        steps_per_epoch: optimizer steps of an epoch; by default as given to `resolve`.
+        interval: whether the scheduler is stepped after each "step" or each "epoch".
+
+    Returns:
+        The axes drawn into.
+
+    Raises:
+        TypeError: if `resolved` is no resolved plan, or `scheduler` builds no LR scheduler.
+        PlanError: if how long the run or an epoch is, is not known or contradicts what the plan
+            was resolved with, or `lr` is not positive.
+        FreezekitError: if nothing ever trains.
+        ValueError: if the scheduler follows a metric, as ReduceLROnPlateau, or `interval` is
+            neither of its values.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.optim.lr_scheduler import OneCycleLR
+        >>> from freezekit import FreezePlan, plot
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> resolved = FreezePlan().freeze("0").unfreeze("0", at_step=40).resolve(model)
+        >>> ax = plot.learning_rates(
+        ...     resolved,
+        ...     lr=0.1,
+        ...     scheduler=lambda optimizer: OneCycleLR(optimizer, max_lr=0.1, total_steps=100),
+        ...     total_steps=100,
+        ... )
+        >>> [text.get_text() for text in ax.texts]
+        ['0', '1', 'step 40']
+        >>> plot.save(ax, "learning_rates.svg")  # doctest: +SKIP
+    """
+    if not isinstance(resolved, ResolvedPlan):
+        kind = type(resolved).__name__
+        raise TypeError(
+            f"learning_rates() draws a resolved plan, not {kind}; call plan.resolve(model), or "
+            "pass applied.resolved"
+        )
+    run = simulate(resolved, Run(lr, scheduler, total_steps, steps_per_epoch, interval))
+    courses = _courses(run)
+    sheet = _sheet(courses, ax)
+    _draw_lines(sheet, courses, run.total)
+    _draw_scales(sheet, run.total)
+    _draw_starts(sheet, resolved, run)
+    waits = ", as long as no metric stalls" if resolved.metrics else ""
+    share = sheet.share
+    sheet.ax.set_xlabel(f"optimizer step{waits}", x=share / 2, ha="center", fontsize=SMALL)
+    count = len(run.rates)
+    title = f"{resolved._tree.class_names[0]}, {count} param group{'s' if count > 1 else ''}"
+    title_above(sheet.ax, title, 14.0)
+    return sheet.ax
+
+
+class _Course(NamedTuple):
+    """The rates of the groups that always have the same one.
+
+    Attributes:
+        label: their name.
+        steps: the steps drawn.
+        rates: the rate at each, NaN while nothing of it trains.
+    """
+
+    label: str
+    steps: list[int]
+    rates: list[float]
+
+    @property
+    def peak(self) -> float:
+        """The highest rate."""
+        return max((rate for rate in self.rates if rate > 0), default=math.nan)
+
+    @property
+    def end(self) -> tuple[int, float]:
+        """The last step at which it trains, and its rate there."""
+        known = zip(self.steps, self.rates, strict=True)
+        return [each for each in known if not math.isnan(each[1])][-1]
+
+
+def _courses(run: Simulation) -> list[_Course]:
+    """Returns the distinct courses, in the order of the groups; those that train at all."""
+    alike: dict[object, list[str]] = {}
+    for name, rates in run.rates.items():
+        alike.setdefault((rates, run.trains[name]), []).append(name)
+    stride = math.ceil(len(run.steps) / min(_POINTS, max(_LEAST_POINTS, _DRAWN // len(alike))))
+    begins = {start for start, _ in run.starts}
+    last = run.steps[-1]
+    kept = [
+        k
+        for k, step in enumerate(run.steps)
+        if k % stride == 0 or {step, step + 1} & begins or step == last
+    ]
+    made = []
+    for names in alike.values():
+        rates, trains = run.rates[names[0]], run.trains[names[0]]
+        label = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+        shown = [rates[k] if trains[k] else math.nan for k in kept]
+        made.append(_Course(label, [run.steps[k] for k in kept], shown))
+    return [course for course in made if course.peak > 0]
+
+
+class _Sheet(NamedTuple):
+    """Axes for lines with names behind them, in inches.
+
+    Attributes:
+        ax: the axes.
+        width: of all of it.
+        height: of all of it.
+        names: of the names at the right.
+        low: the least rate of the scale.
+        high: the greatest.
+    """
+
+    ax: Axes
+    width: float
+    height: float
+    names: float
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """What share of the width the lines have."""
+        return 1 - (self.names + _LEADER) / self.width
+
+    def up(self, rate: float) -> float:
+        """Returns where a rate stands, from 0 at the bottom to 1 at the top."""
+        place = math.log(max(rate, self.low) / self.low) / math.log(self.high / self.low)
+        return min(1.0, place)
+
+
+def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
+    """Makes room for lines, in a new figure or in given axes, with a scale for their rates."""
+    names = max((text_width(course.label, _TYPE) for course in courses), default=0.5)
+    if ax is None:
+        names = min(names, 2.5)
+        width = 5.0 + names + _LEADER
+        height = max(2.6, _LINE * 1.2 * min(len(courses), _LABELS) + 0.4)
+        ax = new_figure(width + 0.7, height + 1.0)
+    else:
+        width, height, _ = room(ax, 1.0)
+        width *= 1.0 if ax.figure.get_layout_engine() is None else 1.4
+        names = min(names, 0.35 * width)
+    peaks = [course.peak for course in courses] or [1.0]
+    least = min((rate for course in courses for rate in course.rates if rate > 0), default=1.0)
+    low, high = max(least, min(peaks) / _BELOW), max(peaks)
+    margin = max((high / low) ** 0.05, 2.0 if high < 2 * low else 1.0)
+    sheet = _Sheet(ax, width, height, names, low / margin, high * margin)
+    ax.set_yscale("log")
+    ax.set_ylim(sheet.low, sheet.high)
+    return sheet
+
+
+def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
+    """Draws the lines, those with names thick, and the names in the order of their ends."""
+    from matplotlib import colormaps
+
+    ax, limit = sheet.ax, max(1, min(_LABELS, int(sheet.height / _LINE)))
+    shades = colormaps["viridis"]
+    ends = [(sheet.up(course.end[1]), course.peak) for course in courses]
+    by_end = sorted(range(len(courses)), key=ends.__getitem__)
+    named = by_end if len(by_end) <= limit else [
+        by_end[round(k * (len(by_end) - 1) / max(1, limit - 1))] for k in range(limit)
+    ]  # fmt: skip
+    for k, course in enumerate(courses):
+        colour = shades(0.88 * k / max(1, len(courses) - 1))
+        thick = 1.8 if k in named else 0.7
+        last = course.rates[-1]
+        steps, rates = [*course.steps, total], [*course.rates, last]
+        (line,) = ax.plot(steps, rates, color=colour, linewidth=thick, drawstyle="steps-post")
+        line.set_gid(course.label)
+    heights = _apart([ends[k][0] * sheet.height for k in named], sheet.height)
+    for k, height in zip(named, heights, strict=True):
+        step, rate = courses[k].end
+        place = sheet.share + 0.7 * _LEADER / sheet.width, height / sheet.height
+        start = min(step + 1, total) / total * sheet.share, sheet.up(rate)
+        ax.plot(*zip(start, place, strict=True), transform=ax.transAxes, **_LEADER_STYLE)
+        ax.annotate(
+            shortened(courses[k].label, "", sheet.names, _TYPE),
+            place,
+            xycoords="axes fraction",
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=_TYPE,
+            parse_math=False,
+        )
+
+
+def _apart(wanted: Sequence[float], height: float) -> list[float]:
+    """Returns places, from the bottom up, as near to those wanted as lines of text allow."""
+    pitch = min(_LINE * 1.1, height / max(1, len(wanted)))
+    found: list[float] = []
+    for place in wanted:
+        found.append(max(place, found[-1] + pitch if found else 0.0))
+    ceiling = height
+    for k in reversed(range(len(found))):
+        found[k] = min(found[k], ceiling)
+        ceiling = found[k] - pitch
+    return found
+
+
+def _draw_scales(sheet: _Sheet, total: int) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    ax, room = sheet.ax, sheet.width * sheet.share
+    locator = MaxNLocator(max(1, int(room / 0.8)), integer=True)
+    steps = [int(tick) for tick in locator.tick_values(0, total) if 0 <= tick <= total]
+    ax.set_xlim(0, total / sheet.share)
+    ax.set_xticks(steps, [f"{step:,}" for step in steps])
+    powers = range(math.floor(math.log10(sheet.low)), math.ceil(math.log10(sheet.high)) + 1)
+    inside = [
+        (digit, float(f"{digit}e{power}"))
+        for power in powers
+        for digit in (1, 2, 5)
+        if sheet.low <= float(f"{digit}e{power}") <= sheet.high
+    ]
+    whole = [rate for digit, rate in inside if digit == 1]
+    most = max(2, int(sheet.height / 0.3))
+    ticks = [rate for _, rate in inside] if len(inside) <= most else whole
+    ticks = ticks[:: math.ceil(len(ticks) / most)] if ticks else []
+    ax.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(sheet.low, sheet.high)
+    ax.tick_params(labelsize=_TYPE)
+    ax.set_ylabel("learning rate (log scale)", fontsize=SMALL)
+    ax.grid(False)
+    ax.hlines(ticks, 0, total, color="0.87", linewidth=0.5, zorder=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines["bottom"].set_bounds(0, total)
+
+
+def _draw_starts(sheet: _Sheet, resolved: ResolvedPlan, run: Simulation) -> None:
+    """Draws a line where each phase begins, and above it which moment that is."""
+    ax, when = sheet.ax, moments(resolved)
+    inch = sheet.width * sheet.share / run.total
+    begins = [(start, when.edges[index]) for start, index in run.starts if start]
+    texts = [edge.long for _, edge in begins]
+    free = 0.0
+    for (start, _), text in zip(begins, texts, strict=True):
+        ax.axvline(start, **_START_STYLE)
+        half = text_width(text, _TYPE) / 2
+        if start * inch - half < free:
+            continue
+        free = start * inch + half + 0.08
+        ax.annotate(
+            text,
+            (start, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=_TYPE,
+        )

@@ -1,0 +1,95 @@
+"""Learning rates as shades and as texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from .._grid import Cell
+from ._canvas import TRAINABLE, key
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+
+_MAP = "Oranges"
+_LIGHTEST, _DARKEST = 0.45, 1.0  # what of the map is used: all of it is darker than frozen
+_ALONE = 0.3  # where a rate stands that has no other beside it
+_KEYS = 4
+UNKNOWN_HATCH = "//"
+_UNKNOWN = "Trainable (its lr: pass base_lr)"
+
+
+class Rates:
+    """The learning rates of a picture: the darker the higher, on a log scale."""
+
+    def __init__(self, cells: Iterable[Cell], unit: Literal["lr", "lr_mult"]) -> None:
+        """Reads the range of the rates.
+
+        Args:
+            cells: the cells drawn.
+            unit: whether their rates are learning rates or multipliers.
+        """
+        live = [cell for cell in cells if cell.state in ("trainable", "partial")]
+        self._unit = unit
+        bounds = {rate for cell in live for rate in (cell.low, cell.high)}
+        self._values = sorted(rate for rate in bounds if rate is not None)
+        self._unknown = any(cell.low is None for cell in live)
+
+    def text(self, cell: Cell) -> str:
+        """Returns the rate of a cell that trains, or the range of its rates; "" if not known."""
+        if cell.low is None or cell.high is None:
+            return ""
+        if cell.low == cell.high:
+            return self._said(cell.low)
+        return f"{self._said(cell.low)}..{self._said(cell.high)}"
+
+    def colours(self, cell: Cell) -> dict[str, str]:
+        """Returns the colours of a cell that trains; of a range its middle counts."""
+        return TRAINABLE if cell.low is None else self._shade(_middle(cell))
+
+    def keys(self) -> list[Artist]:
+        """Returns the entries of a legend: up to four of the rates, from the lowest on."""
+        shown = _spread(self._values, _KEYS)
+        made: list[Artist] = [
+            key(f"{'' if place else 'lr '}{self._said(value)}", self._shade(value))
+            for place, value in enumerate(shown)
+        ]
+        return made + ([key(_UNKNOWN, TRAINABLE, UNKNOWN_HATCH)] if self._unknown else [])
+
+    def _said(self, value: float) -> str:
+        return f"{value:.3g}" if self._unit == "lr" else f"x{value:.3g}"
+
+    def _shade(self, value: float) -> dict[str, str]:
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+
+        low, high = self._values[0], self._values[-1]
+        share = math.log(value / low) / math.log(high / low) if high > low else _ALONE
+        colour = colormaps[_MAP](_LIGHTEST + (_DARKEST - _LIGHTEST) * share)
+        return {"facecolor": to_hex(colour), "edgecolor": TRAINABLE["edgecolor"]}
+
+
+def _middle(cell: Cell) -> float:
+    """Returns the rate that a cell is filled by."""
+    assert cell.low is not None
+    assert cell.high is not None
+    return cell.low if cell.low == cell.high else math.sqrt(cell.low * cell.high)
+
+
+def _spread(values: Sequence[float], limit: int) -> list[float]:
+    """Returns some of sorted values: the least, the greatest, and what lies between on a log."""
+    if len(values) <= limit:
+        return list(values)
+    low, high = math.log(values[0]), math.log(values[-1])
+    wanted = [low + (high - low) * k / (limit - 1) for k in range(limit)]
+    near = [min(values, key=lambda value: abs(math.log(value) - each)) for each in wanted]
+    return sorted(set(near))
+
+
+def is_light(colour: str) -> bool:
+    """Returns whether black is the better colour for a text on a fill."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (part**2.2 for part in to_rgb(colour))
+    return bool(0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18)

@@ -1,0 +1,339 @@
+"""What a plan does over time: layers by phases, filled by learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+from .._grid import Cell, Grid, grid
+from .._resolved import ResolvedPlan
+from ._bands import Strip, strips
+from ._canvas import (
+    COUNTS,
+    EDGED,
+    FROZEN,
+    LEAST_PITCH,
+    MAX_ROWS,
+    SMALL,
+    START,
+    WIDEST,
+    Box,
+    Frame,
+    Heading,
+    decades_of,
+    fill,
+    hatched_pitch,
+    key,
+    label_rows,
+    new_figure,
+    own_dpi,
+    pitch_of,
+    room,
+    rounded,
+    scale_counts,
+    shortened,
+    text_width,
+    write,
+)
+from ._columns import Columns, columns
+from ._moments import Moments, moments
+from ._rates import UNKNOWN_HATCH, Rates, is_light
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_HIGH = 0.88  # height of a cell in rows
+_GAP = 0.2  # inches between the phases and the bars
+_BARS = 1.9  # inches of bars in a figure of our own
+_EXACT = 1.5  # inches of bars from which counts are exact
+_COLUMN = 0.8  # inches of a phase in a figure of our own
+_READABLE = 0.5  # inches of a phase in which a rate has room
+_LONGEST = 8.0  # inches of all phases
+_AROUND = 1.5  # inches above and below the rows
+_RATE = 8.0
+_TICKS = 7.0
+_FRONTIER: dict[str, Any] = {"color": "#111111", "linewidth": 2.4}
+
+
+def schedule(
+    resolved: ResolvedPlan,
+    ax: Axes | None = None,
+    *,
+    base_lr: float | None = None,
+    depth: int | None = None,
+    max_rows: int = MAX_ROWS,
+) -> Axes:
+    """Draws what a plan does over time: the layers of a model by the phases of training.
+
+    Layers stand from the input at the top to the output at the bottom, phases from left to right.
+    A cell is cross-hatched where the layer is frozen, and filled by its learning rate where it
+    trains, the darker the higher, on a log scale; where only some of it trains, one above the
+    other. A heavy line in each phase shows where backward stops: nothing above it costs a backward
+    pass. Above each phase stands the share of parameters that train, beside each layer how many
+    it has, on a log scale; in narrow axes these numbers are rounded.
+
+    Time is to scale where every phase is then wide enough to be read, and the axis says so where
+    it is not. Phases that begin after the end of training are left out. Where there are more
+    layers than rows, neighbours that the plan treats alike share one, and then others. The fills
+    of cells too small for a hatch, 8 pixels, are plain: frozen ones are the lightest.
+
+    Args:
+        resolved: the plan, resolved against a model; of an applied plan `applied.resolved`.
+        ax: where to draw; without it a new figure of fitting size is made, reached by `ax.figure`.
+            Given axes get no more rows than their height has room for.
+        base_lr: the optimizer's own lr, which multipliers multiply. Without it the rates are
+            multipliers, or, where the plan sets an lr, not known for what it sets none for.
+        depth: draw modules at this many levels of nesting, 1 for the children of the model, in
+            the order of registration; None draws the layers.
+        max_rows: most rows drawn.
+
+    Returns:
+        The axes drawn into; the bars are in an inset, `ax.child_axes[0]`.
+
+    Raises:
+        TypeError: if `resolved` is something else.
+        PlanError: if `base_lr` is not a positive number.
+        ValueError: if `depth` or `max_rows` is not positive, or the model has no parameters.
+
+    Example:
+        >>> from torch import nn
+        >>> from freezekit import FreezePlan, plot
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> plan = FreezePlan().freeze("[:2]").unfreeze("[1]", lr_mult=0.1, at_epoch=1)
+        >>> ax = plot.schedule(plan.resolve(model, total_epochs=3))
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['0', 'epoch 1', 'epoch 3']
+        >>> plot.save(ax, "schedule.svg")  # doctest: +SKIP
+    """
+    if not isinstance(resolved, ResolvedPlan):
+        kind = type(resolved).__name__
+        raise TypeError(
+            f"schedule() draws a resolved plan, not {kind}; call plan.resolve(model), or pass "
+            "applied.resolved"
+        )
+    if max_rows < 1:
+        raise ValueError(f"max_rows={max_rows}: a picture has at least one row")
+    if not resolved.rows:
+        raise ValueError("a schedule has at least one row, and this model has no parameters")
+    data = grid(resolved, base_lr=base_lr, depth=depth)
+    when = moments(resolved)
+    sheet = _new(data, when, max_rows) if ax is None else _given(data, when, ax, max_rows)
+    _draw_cells(sheet)
+    stops = _draw_frontiers(sheet, data)
+    _draw_counts(sheet)
+    count = len(when.phases)
+    title = f"{resolved._tree.class_names[0]}, {count} phase{'s' if count > 1 else ''}"
+    _draw_around(sheet, title, data, stops)
+    return sheet.ax
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """Axes with rows and columns.
+
+    Attributes:
+        ax: the axes.
+        frame: their sizes; its width is that of all of it.
+        bars: inches of the bars at the right.
+        rows: the rows.
+        time: the columns.
+        rates: the shades.
+    """
+
+    ax: Axes
+    frame: Frame
+    bars: float
+    rows: Sequence[Strip]
+    time: Columns
+    rates: Rates
+
+
+def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, when: Moments) -> _Sheet:
+    """Divides the width of axes between the phases and the bars."""
+    bars = min(_BARS, 0.35 * frame.width)
+    time = columns(when, frame.width - bars - _GAP)
+    cells = [cell for row in rows for cell in _shown(row, time)]
+    return _Sheet(ax, frame, bars, rows, time, Rates(cells, data.unit))
+
+
+def _shown(row: Strip, time: Columns) -> Sequence[Cell]:
+    """Returns the cells of the phases that are drawn."""
+    return row.cells[: len(time.spans)]
+
+
+def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
+    rows, dpi = strips(data, max_rows), own_dpi()
+    width = _width(when) + _GAP + _BARS
+    partial = any(cell.state == "partial" for row in rows for cell in row.cells)
+    least = max(0.17, hatched_pitch(dpi, _HIGH / 2 if partial else _HIGH))
+    frame = Frame(width, WIDEST, pitch_of(len(rows), least, dpi), dpi)
+    size, stride = frame.font_size, frame.stride(len(rows))
+    labels = [text_width(_label(row, WIDEST, size), size) for row in rows[::stride]]
+    whole = (width + max(*labels, 0.7) + 0.3, frame.pitch * len(rows) + _AROUND)
+    return _sheet(new_figure(*whole), frame, rows, data, when)
+
+
+def _width(when: Moments) -> float:
+    """Returns the inches of the phases in a figure of our own, more where that gives a scale."""
+    least = max(3.2, min(_LONGEST, _COLUMN * len(when.phases)))
+    if not when.times:
+        return least
+    shortest = min(b - a for a, b in pairwise(when.times))
+    wanted = _READABLE * (when.times[-1] - when.times[0]) / shortest
+    return max(least, wanted) if wanted <= _LONGEST else least
+
+
+def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> _Sheet:
+    width, height, label_width = room(ax, _AROUND)
+    rows = strips(data, max(1, min(max_rows, int(height / LEAST_PITCH))))
+    frame = Frame(width, label_width, height / len(rows), ax.figure.dpi)
+    return _sheet(ax, frame, rows, data, when)
+
+
+def _label(row: Strip, room: float, size: float) -> str:
+    end = f" x{row.joined}" if row.joined > 1 else ""
+    return shortened(row.name or "(own)", end, room, size)
+
+
+def _draw_cells(sheet: _Sheet) -> None:
+    """Draws what is frozen and each shade of what trains at once, then the rates inside."""
+    boxes: dict[tuple[str, str], list[Box]] = {}
+    colours: dict[str, dict[str, str]] = {"frozen": FROZEN}
+    for y, row in enumerate(sheet.rows):
+        for k, cell in enumerate(_shown(row, sheet.time)):
+            text = sheet.rates.text(cell)
+            colours.setdefault(text or "trainable", sheet.rates.colours(cell))
+            for part, what, hatch in zip(
+                _halves(y, cell),
+                ("frozen", text or "trainable"),
+                ("xx", "" if text else UNKNOWN_HATCH),
+                strict=True,
+            ):
+                if part:
+                    large = sheet.frame.hatches(
+                        sheet.time.width(k), (part[1] - part[0]) * sheet.frame.pitch
+                    )
+                    style = (what, hatch if large else "")
+                    boxes.setdefault(style, []).append((*sheet.time.spans[k], *part))
+    edges = len(sheet.rows) <= EDGED
+    for (what, hatch), made in boxes.items():
+        fill(sheet.ax, made, colours[what], hatch=hatch, edges=edges, label=what)
+    for y, row in enumerate(sheet.rows):
+        _write_rates(sheet, y, row)
+
+
+def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Returns top and bottom of what a cell shows as frozen, and of what it shows as trainable."""
+    top, bottom = y - _HIGH / 2, y + _HIGH / 2
+    if cell.state == "partial":
+        return (top, y), (y, bottom)
+    if cell.state == "trainable":
+        return None, (top, bottom)
+    return ((top, bottom) if cell.state == "frozen" else None), None
+
+
+def _write_rates(sheet: _Sheet, y: int, row: Strip) -> None:
+    """Writes each rate once in each stretch of phases that has it, where there is room."""
+    size = min(_RATE, sheet.frame.font_size)
+    cells = [*enumerate(_shown(row, sheet.time))]
+    for text, stretch in groupby(cells, key=lambda each: sheet.rates.text(each[1])):
+        for k, cell in stretch:
+            _, warm = _halves(y, cell)
+            room = sheet.time.width(k) - 0.06
+            if not (warm and text and text_width(text, size) <= room):
+                continue
+            if 72 * (warm[1] - warm[0]) * sheet.frame.pitch < 1.1 * size:
+                continue
+            light = is_light(sheet.rates.colours(cell)["facecolor"])
+            sheet.ax.text(
+                sum(sheet.time.spans[k]) / 2,
+                sum(warm) / 2,
+                text,
+                ha="center",
+                va="center_baseline",
+                fontsize=size,
+                color="black" if light else "white",
+            )
+            break
+
+
+def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
+    """Draws where backward stops in each phase; returns whether it does in any."""
+    from matplotlib.collections import LineCollection
+
+    lines = []
+    for at, span in zip(data.frontiers, sheet.time.spans, strict=False):
+        for y, row in enumerate(sheet.rows):
+            if at is not None and at in row.parts:
+                lines.append([(x, y - 0.5) for x in span])
+    made = LineCollection(lines, **_FRONTIER, zorder=3, clip_on=False)
+    made.set_gid("backward stops")
+    sheet.ax.add_collection(made, autolim=False)
+    return bool(lines)
+
+
+def _draw_counts(sheet: _Sheet) -> None:
+    """Draws the bars of parameter counts in an inset that shares the rows."""
+    ax, frame, rows = sheet.ax, sheet.frame, sheet.rows
+    size, stride = frame.font_size, frame.stride(len(rows))
+    left = 1 - sheet.bars / frame.width
+    beside = ax.inset_axes((left, 0, sheet.bars / frame.width, 1), sharey=ax)
+    counts = [row.numel for row in rows]
+    exact = sheet.bars >= _EXACT
+    texts = [f"{count:,}" if exact else rounded(count) for count in counts[::stride]]
+    decades = max(
+        decades_of(counts[::stride], texts, sheet.bars, size),
+        decades_of([max(counts)], [""], sheet.bars, size),
+    )
+    half = _HIGH / 2
+    boxes = [(START, max(count, 1), y - half, y + half) for y, count in enumerate(counts)]
+    fill(beside, boxes, COUNTS, edges=len(rows) <= EDGED, label="parameters")
+    scale_counts(beside, max(counts), decades, sheet.bars)
+    for place, text in enumerate(texts):
+        write(beside, text, (max(counts[place * stride], 1), place * stride), size)
+    beside.tick_params(axis="y", left=False, labelleft=False)
+    beside.tick_params(axis="x", labelsize=_TICKS)
+    beside.grid(False, axis="y")
+    beside.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
+    """Draws the names, the moments, the shares that train, the legend and the title."""
+    from matplotlib.lines import Line2D
+
+    ax, frame, time = sheet.ax, sheet.frame, sheet.time
+    size, stride = frame.font_size, frame.stride(len(sheet.rows))
+    labels = [""] * len(sheet.rows)
+    labels[::stride] = [_label(row, frame.label_width, size) for row in sheet.rows[::stride]]
+    label_rows(ax, labels, stride, size)
+    share = 1 - (sheet.bars + _GAP) / frame.width
+    ax.set_xlim(time.xs[0], time.xs[0] + (time.xs[-1] - time.xs[0]) / share)
+    time.draw_edges(ax)
+    ax.set_xlabel(time.caption, x=share / 2, ha="center", fontsize=SMALL)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    whole = max(1, sum(band.numel for band in data.bands))
+    shares = [
+        _percent(sum(band.cells[k].trainable for band in data.bands) / whole)
+        for k in range(len(time.spans))
+    ]
+    lift = time.draw_above(ax, shares)
+    ax.annotate(
+        "trainable",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=_TICKS,
+    )
+    keys = [key("Frozen", FROZEN, "xx"), *sheet.rates.keys()]
+    if stops:
+        keys.append(Line2D([], [], label="Backward stops", **_FRONTIER))
+    Heading(title, "", keys, lift).draw(ax, frame.width)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if 100 * share < 9.95 else f"{100 * share:.0f} %"
