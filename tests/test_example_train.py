@@ -207,6 +207,12 @@ def test_a_run_reports_and_saves_what_it_promises(outcome: Outcome) -> None:
     assert saved["test"]["topic"]["accuracy"] == outcome.metrics["test"]["topic"]["accuracy"]
     assert saved["weights"]["sha256"] == MINILM_SHA256
     assert (outcome.output / "trainability.png").read_bytes().startswith(b"\x89PNG")
+    assert "<!doctype html>" in (outcome.output / "report.html").read_text()[:20].lower()
+    changes = len(outcome.run.applied.resolved.phases) > 1
+    assert (outcome.output / "schedule.png").exists() is changes
+    assert ("schedule.png" in outcome.printed) is changes
+    assert "report.html" in outcome.printed
+    assert "full fine-tuning" in outcome.printed
 
 
 def test_nothing_trains_only_where_the_output_says_so(outcome: Outcome) -> None:
@@ -405,6 +411,7 @@ def test_the_command_runs_from_any_directory(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "checkpoint",
         "metrics.json",
+        "report.html",
         "trainability.png",
     }
     assert load_checkpoint(tmp_path / "out" / "checkpoint").topics == ["journeys", "meals"]

@@ -299,6 +299,7 @@ def test_sdist_is_a_whole_checkout(tmp_path: Path) -> None:
         "tests/conftest.py",
         "docs/conf.py",
         "examples/multitask_minilm/train.py",
+        "examples/multitask_minilm/outputs/schedule.png",
         "examples/multitask_minilm/outputs/trainability.png",
     } <= inside
 

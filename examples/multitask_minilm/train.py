@@ -202,8 +202,21 @@ def progress_of(run: Run, file: Path) -> Progress:
     return Progress(file, settings, parts, generators)
 
 
+def show(resolved: ResolvedPlan, output: Path) -> list[str]:
+    """Prints what the plan means and costs, draws it, and returns the names of the files made."""
+    print(resolved.summary())
+    print(resolved.cost("AdamW"))
+    plot.save(plot.trainability(resolved), output / "trainability.png")
+    resolved.save_html(output / "report.html")
+    made = ["trainability.png", "report.html"]
+    if len(resolved.phases) > 1:
+        plot.save(plot.schedule(resolved), output / "schedule.png")
+        made.append("schedule.png")
+    return made
+
+
 def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
-    """Trains and evaluates a run, writes picture, metrics and checkpoint, returns the metrics.
+    """Trains and evaluates a run, writes pictures, metrics and checkpoint, returns the metrics.
 
     Args:
         run: the run, as `prepare` returned it.
@@ -216,9 +229,8 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
     """
     resolved = run.applied.resolved
     print(run.weights)
-    print(resolved.summary())
     output.mkdir(parents=True, exist_ok=True)
-    plot.trainability(resolved).figure.savefig(output / "trainability.png", dpi=150)
+    shown = show(resolved, output)
 
     progress = progress_of(run, output / "progress.pt")
     # The block begins before the resuming, with the weights that all training started from.
@@ -252,7 +264,7 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
     checkpoint = Checkpoint(run.model, run.tokenizer, run.topics, run.plan.to_dict(), settings)
     save_checkpoint(output / "checkpoint", checkpoint)
     progress.file.unlink(missing_ok=True)
-    print(f"saved: trainability.png, metrics.json and checkpoint/ in {output}")
+    print(f"saved: {', '.join(shown)}, metrics.json and checkpoint/ in {output}")
     return metrics
 
 
