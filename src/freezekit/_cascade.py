@@ -79,6 +79,13 @@ class Cascade:
         self.time = time
         self._selection = selection
         self._settings = [settings(entry.rule) for entry in entries]
+        self._everywhere: list[int] = []
+        self._within: dict[int, list[int]] = {}
+        for number, entry in enumerate(entries):
+            if entry.layers is None:
+                self._everywhere.append(number)
+            for layer in entry.layers or ():
+                self._within.setdefault(layer, []).append(number)
 
     def outcome(self, accept: int, traits: int, layer: int) -> Outcome:
         """Returns what holds where the patterns of an accept id match.
@@ -90,10 +97,9 @@ class Cascade:
         """
         selected = [
             number
-            for number, entry in enumerate(self.entries)
+            for number in sorted([*self._everywhere, *self._within.get(layer, ())])
             if self._selects(number, accept)
-            and (entry.rule.verb != "no_decay" or traits & SMALL)
-            and (entry.layers is None or layer in entry.layers)
+            and (self.entries[number].rule.verb != "no_decay" or traits & SMALL)
         ]
         return self._decided(
             [self._history(selected, cell.active) for cell in self.time.cells], traits

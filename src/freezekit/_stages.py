@@ -32,12 +32,16 @@ def read_stages(shape: Shape, members: list[int]) -> Stack:
     blocks are deep, normalised and built alike, or where all are plain containers and their blocks
     of one size: a block with a list of experts stays whole, and one of two parts in like wrappers.
     """
-    inner = [_inner_blocks(shape, member, _kin(shape, member, members)) for member in members]
+    names = shape.tree.class_names
+    kin: dict[str, list[int]] = {}
+    for member in members:
+        kin.setdefault(names[member], []).append(member)
+    inner = [_inner_blocks(shape, member, kin[names[member]]) for member in members]
     if any(inner):
         kept = [
             (member, row)
             for member, row in zip(members, inner, strict=True)
-            if row or not is_embedding(shape.tree.class_names[member])
+            if row or not is_embedding(names[member])
         ]
         members, inner = [member for member, _ in kept], [row for _, row in kept]
     repeated = [row for row in inner if shape.twins(row)]
@@ -75,14 +79,8 @@ def _without_ends(shape: Shape, stack: Stack) -> Stack:
     return Stack(stack.members[start:stop], stack.blocks[start:stop])
 
 
-def _kin(shape: Shape, member: int, members: Sequence[int]) -> list[int]:
-    """Returns the members of a row that are of one class with one of them."""
-    names = shape.tree.class_names
-    return [each for each in members if names[each] == names[member]]
-
-
 def _inner_blocks(shape: Shape, member: int, kin: Sequence[int]) -> list[int]:
-    """Returns the blocks of a member of a row, if it can be a stage.
+    """Returns the blocks of a member of a row, if it can be a stage; its kin are of its class.
 
     A plain container can. A module of a class of its own can if more than half of its parameters
     are in blocks in one container, or if it is nothing but numbered ones; half of the members of
