@@ -311,10 +311,7 @@ class Heading:
                 fontsize=SMALL,
             )
             height += 1.25 * SMALL * (1 + line.count("\n"))
-        pad, weight = height + 3.0, "bold"
-        ax.set_title(
-            title, loc="left", fontsize=TITLE, fontweight=weight, pad=pad, parse_math=False
-        )
+        title_above(ax, title, height + 3.0)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
