@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import assume, given
 from strategies import Case, cases
 from torch import nn
@@ -27,7 +26,7 @@ def naive(case: Case, base: float, depth: int | None) -> dict[str, list[Cell]]:
     if depth is None:
         parts = {layer.name: list(layer.parameter_names) for layer in resolved.layers}
     else:
-        for name in named:
+        for name in (name for layer in resolved.layers for name in layer.parameter_names):
             parts.setdefault(".".join(name.split(".")[:-1][:depth]), []).append(name)
     found: dict[str, list[Cell]] = {}
     for part, names in parts.items():
@@ -50,7 +49,8 @@ def test_cells_are_those_of_a_walk_by_hand(case: Case) -> None:
         assume(False)
     for depth in (None, 1, 2):
         bands = grid(resolved, base_lr=0.5, depth=depth).bands
-        assert {band.name: list(band.cells) for band in bands} == naive(case, 0.5, depth)
+        found = [(band.name, list(band.cells)) for band in bands]
+        assert found == [*naive(case, 0.5, depth).items()]
 
 
 def test_layers_of_a_resolved_plan_are_those_of_the_model() -> None:
@@ -97,6 +97,27 @@ def test_the_frontier_is_the_first_part_that_trains() -> None:
     assert grid(plan.resolve(toy())).frontiers == (None, 3, 1)
 
 
+def test_parts_stand_in_the_order_of_the_layers() -> None:
+    """A head registered first stands last, by layers and by modules, where the plan says so."""
+    model = nn.ModuleDict({"head": nn.Linear(4, 2), "body": nn.ModuleList([nn.Linear(4, 4)])})
+    model["embed"] = nn.Embedding(9, 4)
+    plan = FreezePlan(layers={"stem": "embed", "blocks": "body.*", "head": "head"})
+    resolved = plan.freeze("**").unfreeze("head").resolve(model)
+    for depth in (None, 1):
+        found = grid(resolved, depth=depth)
+        assert found.frontiers == (2,)
+        assert found.notes == ()
+    assert [band.name for band in found.bands] == ["embed", "body", "head"]
+
+
+def test_what_is_not_known_of_the_order_is_noted() -> None:
+    """Without an order of the layers the grid has the notes that `infer_layers` has."""
+    model = nn.ModuleDict({"head": nn.Linear(4, 2), "body": nn.Linear(4, 4)})
+    notes = grid(FreezePlan().resolve(model)).notes
+    assert notes == infer_layers(model).notes
+    assert len(notes) == 1
+
+
 def test_rows_that_train_count_alone() -> None:
     """Of a tensor with `rows`, the elements of those rows train, and its part is partial."""
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
@@ -117,4 +138,3 @@ def test_a_lazy_parameter_counts_nothing_but_has_a_state() -> None:
     """A lazy parameter has no elements yet, and is frozen or trains all the same."""
     found = grid(FreezePlan().freeze("0").resolve(nn.Sequential(nn.LazyLinear(2), nn.ReLU())))
     assert [(band.numel, band.cells[0].state) for band in found.bands] == [(0, "frozen")]
-    assert torch.nn.parameter.is_lazy(nn.LazyLinear(2).weight)

@@ -29,6 +29,11 @@ class Cell(NamedTuple):
     low: float | None
     high: float | None
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything trains."""
+        return self.state in ("trainable", "partial")
+
 
 class Band(NamedTuple):
     """A part of a model in all phases.
@@ -52,11 +57,13 @@ class Grid(NamedTuple):
         unit: whether the rates in the cells are learning rates or multipliers on a base.
         frontiers: for each phase, which part is the first that trains, where backward stops; None
             where nothing does.
+        notes: what is not known of the order of the parts, and so of the frontiers.
     """
 
     bands: tuple[Band, ...]
     unit: Literal["lr", "lr_mult"]
     frontiers: tuple[int | None, ...]
+    notes: tuple[str, ...]
 
 
 def grid(resolved: ResolvedPlan, *, base_lr: float | None = None, depth: int | None = None) -> Grid:
@@ -103,14 +110,10 @@ def grid(resolved: ResolvedPlan, *, base_lr: float | None = None, depth: int | N
         )
         bands.append(Band(name, sizes.total(), tuple(cells)))
     frontiers = (
-        next((at for at, band in enumerate(bands) if _moves(band.cells[phase.index])), None)
+        next((at for at, band in enumerate(bands) if band.cells[phase.index].trains), None)
         for phase in resolved.phases
     )
-    return Grid(tuple(bands), unit, tuple(frontiers))
-
-
-def _moves(cell: Cell) -> bool:
-    return cell.state in ("trainable", "partial")
+    return Grid(tuple(bands), unit, tuple(frontiers), resolved.layers.notes)
 
 
 def _rate(decision: Decision, base: float | None) -> float | None:
@@ -121,19 +124,22 @@ def _rate(decision: Decision, base: float | None) -> float | None:
 
 
 def _parts(resolved: ResolvedPlan, depth: int | None) -> Iterable[tuple[str, Sequence[int]]]:
-    """Returns the name of each part of the model, and its parameters."""
+    """Returns the name of each part of the model, and its parameters, in the order of the layers.
+
+    Modules stand where the first of their parameters does: parts that overlap have no other order.
+    """
+    layers = [
+        (layer.name, [resolved._row(name) for name in layer.parameter_names])
+        for layer in resolved.layers
+    ]
     if depth is None:
-        layers = resolved.layers
-        return [
-            (layer.name, [resolved._row(name) for name in layer.parameter_names])
-            for layer in layers
-        ]
+        return layers
     if depth < 1:
         raise ValueError(f"depth={depth}: parts are told apart by 1 level of nesting or more")
     tree, parts = resolved._tree, dict[str, list[int]]()
     paths = [".".join(prefix.split(".")[:-1][:depth]) for prefix in tree.prefixes]
-    for row, owner in enumerate(tree.owners):
-        parts.setdefault(paths[owner], []).append(row)
+    for row in (row for _, rows in layers for row in rows):
+        parts.setdefault(paths[tree.owners[row]], []).append(row)
     return parts.items()
 
 
