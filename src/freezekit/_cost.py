@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from ._resolved import Phase, ResolvedPlan
+from ._resolved import ResolvedPlan
 from ._rules import Pairs
+from ._suggest import counted
 from ._verbs import did_you_mean
 from .errors import PlanError
 
@@ -18,6 +20,8 @@ OptimizerLike: TypeAlias = str | Callable[[list[dict[str, Any]]], torch.optim.Op
 _TITLES = ("phase", "trainable", "weights", "gradients", "optimizer state", "total", "of full")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _REFUSED = (torch.optim.Optimizer, torch.optim.LBFGS)
+_MOST = 1 << 26
+"""Elements of the largest tensor that is stepped with data, if it must have some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,14 @@ class Cost:
     Attributes:
         optimizer: name of the optimizer's class.
         phases: one for each phase of the plan.
-        full: the same if every parameter that can train does.
+        full: the same if every parameter that can train does, with the options of the plan.
+        notes: sentences about what is not in these numbers.
     """
 
     optimizer: str
     phases: tuple[PhaseCost, ...]
     full: PhaseCost
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Returns a line for each phase and one for full fine-tuning."""
@@ -71,7 +77,8 @@ class Cost:
             ).rstrip()
             for line in lines
         )
-        return "\n".join([*table, f"optimizer: {self.optimizer}"])
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([*table, f"optimizer: {self.optimizer}", *notes])
 
     def _cells(self, cost: PhaseCost) -> tuple[str, ...]:
         sizes = (cost.weight_bytes, cost.gradient_bytes, cost.state_bytes, cost.total_bytes)
@@ -87,6 +94,8 @@ def bytes_text(count: int) -> str:
         ('1023 B', '1.5 KiB')
     """
     power = min(max(count.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    if power < len(_UNITS) - 1 and round(count / 1024**power, 1) >= 1024:
+        power += 1
     return f"{count} B" if power == 0 else f"{count / 1024**power:.1f} {_UNITS[power]}"
 
 
@@ -119,8 +128,20 @@ class _State(NamedTuple):
     stepped: int
 
 
+class _Trial(NamedTuple):
+    """What a first step showed: bytes before it, the state after it, and what stopped it."""
+
+    built: int
+    state: dict[str, Any]
+    failure: Exception | None
+
+
 class _States:
-    """How much state an optimizer keeps for a tensor: it steps one on the meta device."""
+    """How much state an optimizer keeps for a tensor: it steps one on the meta device.
+
+    Attributes:
+        names: of the classes of the optimizers that were built.
+    """
 
     def __init__(self, optimizer: OptimizerLike) -> None:
         """Looks the optimizer up.
@@ -128,7 +149,7 @@ class _States:
         Raises:
             PlanError: torch has no optimizer of that name, or it cannot be used with a plan.
         """
-        self.name = ""
+        self.names: dict[str, None] = {}
         self._build = _builder(optimizer)
         self._known: dict[tuple[torch.Size, torch.dtype, Pairs], _State] = {}
 
@@ -138,50 +159,59 @@ class _States:
         Args:
             kind: its form.
             options: what the plan sets in its param group.
-            example: the name of such a parameter, for messages.
+            example: the name of such a parameter, for its group and for messages.
 
         Raises:
-            PlanError: the optimizer does not step such a tensor.
+            PlanError: the optimizer cannot be built, or does not step such a tensor.
         """
         if kind.shape is None:
             return _State(0, 0)
         key = (kind.shape, kind.dtype, options)
         if key not in self._known:
-            try:
-                self._known[key] = self._measured(*key)
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise PlanError(
-                    f"cost: the optimizer does not step {example!r} of shape {list(kind.shape)}: "
-                    f"{error}; pass one that does, or a function that builds it from param groups"
-                ) from error
+            self._known[key] = self._measured(kind.shape, kind.dtype, options, example)
         return self._known[key]
 
-    def _measured(self, shape: torch.Size, dtype: torch.dtype, options: Pairs) -> _State:
-        tensor = torch.empty(shape, dtype=dtype, device="meta")
-        built, state, failure = self._stepped(tensor, options)
-        if failure is not None:
-            # Some optimizers read a number in their step, which a tensor without data has not.
-            # Their state is complete by then if a small tensor of the same rank has no more.
+    def _measured(
+        self, shape: torch.Size, dtype: torch.dtype, options: Pairs, example: str
+    ) -> _State:
+        trial = self._stepped(torch.empty(shape, dtype=dtype, device="meta"), options, example)
+        if trial.failure is not None:
+            # Some optimizers read numbers in their step, which a tensor without data has not. If
+            # a small tensor with data has no more state in the end, it was all there by then.
             small = torch.ones([min(size, 2) for size in shape], dtype=dtype)
-            _, expected, error = self._stepped(small, options)
-            if error is not None or expected.keys() != state.keys():
-                raise error or failure
-        return _State(built, _nbytes(state))
+            proof = self._stepped(small, options, example)
+            if proof.failure is None and proof.state.keys() != trial.state.keys():
+                if shape.numel() > _MOST:
+                    raise PlanError(
+                        f"cost: the optimizer does not step a tensor without data, and {example!r} "
+                        f"of shape {list(shape)} is too large to try it with data; pass another one"
+                    )
+                trial = proof = self._stepped(torch.ones(shape, dtype=dtype), options, example)
+            if (error := proof.failure) is not None:
+                raise PlanError(
+                    f"cost: the optimizer cannot be built for {example!r} of shape {list(shape)}, "
+                    f"or does not step it: {type(error).__name__}: {error}; pass a class or a "
+                    "function that makes one of param groups, such as partial(cls, lr=1e-3)"
+                ) from error
+        return _State(trial.built, _nbytes(trial.state))
 
-    def _stepped(
-        self, tensor: torch.Tensor, options: Pairs
-    ) -> tuple[int, dict[str, Any], RuntimeError | None]:
-        """Returns the bytes of state before a step, the state after it, and what stopped it."""
+    def _stepped(self, tensor: torch.Tensor, options: Pairs, example: str) -> _Trial:
+        """Lets an optimizer make a first step with one tensor."""
         parameter = torch.nn.Parameter(tensor)
         parameter.grad = torch.ones_like(tensor)
-        optimizer = self._build([{"params": [parameter], **dict(options)}])
-        self.name = type(optimizer).__name__
-        built, failure = _nbytes(optimizer.state[parameter]), None
+        group = {"params": [(example, parameter)], "name": example, "lr": 1e-3, **dict(options)}
+        try:
+            optimizer = self._build([group])
+            state = optimizer.state[parameter]
+        except Exception as error:  # whatever a user's function raises
+            return _Trial(0, {}, error)
+        self.names[type(optimizer).__name__] = None
+        built, failure = _nbytes(state), None
         try:
             optimizer.step()
-        except RuntimeError as error:
+        except Exception as error:
             failure = error
-        return built, dict(optimizer.state[parameter]), failure
+        return _Trial(built, dict(optimizer.state[parameter]), failure)
 
 
 def _nbytes(state: dict[str, Any]) -> int:
@@ -218,69 +248,88 @@ def cost(
     """Returns what a plan costs in memory; see `ResolvedPlan.cost`."""
     if on_freeze not in ("keep", "drop"):
         raise PlanError(f"on_freeze must be 'keep' or 'drop', got {on_freeze!r}")
-    states = _States(optimizer)
-    kinds = _kinds(resolved)
-    weights = sum(kind.nbytes * len(rows) for kind, rows in kinds.items())
-    phases = tuple(
-        _phase_cost(resolved, phase, kinds, states, on_freeze == "drop")
-        for phase in resolved.phases
-    )
-    free = {k: rows for k, rows in kinds.items() if k.dtype.is_floating_point or k.dtype.is_complex}
-    full = PhaseCost(
-        phase=None,
-        text="full fine-tuning",
-        trainable=sum(kind.numel * len(rows) for kind, rows in free.items()),
-        weight_bytes=weights,
-        gradient_bytes=sum(kind.nbytes * len(rows) for kind, rows in free.items()),
-        state_bytes=sum(
-            states.of(kind, (), resolved._tree.names[rows[0]]).stepped * len(rows)
-            for kind, rows in free.items()
-        ),
-    )
-    return Cost(states.name, phases, full)
-
-
-def _kinds(resolved: ResolvedPlan) -> dict[_Kind, list[int]]:
-    """Returns the parameters of each kind."""
-    tree, kinds = resolved._tree, dict[_Kind, list[int]]()
+    states, tree = _States(optimizer), resolved._tree
+    kinds: dict[_Kind, list[int]] = {}
     columns = zip(resolved._outcome_ids, tree.shapes, tree.dtypes, strict=True)
     for row, (outcome, shape, dtype) in enumerate(columns):
         kinds.setdefault(_Kind(outcome, shape, dtype), []).append(row)
-    return kinds
+    weights = sum(kind.nbytes * len(rows) for kind, rows in kinds.items())
+    trainable, gradients, state = ([0] * len(resolved.phases) for _ in range(3))
+    for kind, rows in kinds.items():
+        decisions = resolved._outcomes[kind.outcome].decisions
+        kept = _kept(resolved, kind, states, tree.names[rows[0]], drops=on_freeze == "drop")
+        for k, decision in enumerate(decisions):
+            state[k] += kept[k] * len(rows)
+            if decision.trainable:
+                trainable[k] += kind.numel * len(rows)
+                gradients[k] += kind.nbytes * len(rows)
+    for k in range(len(resolved.phases)):
+        for row, elements in resolved._partly(k).items():
+            trainable[k] += elements - resolved._numel(row)
+    phases = (
+        PhaseCost(k, str(phase), trainable[k], weights, gradients[k], state[k])
+        for k, phase in enumerate(resolved.phases)
+    )
+    full, notes = _full(resolved, kinds, states, weights)
+    return Cost(_name(optimizer, states), tuple(phases), full, notes)
+
+
+def _name(optimizer: OptimizerLike, states: _States) -> str:
+    """Returns the name of what was built, or of what was asked for if nothing was."""
+    asked = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "")
+    return " and ".join(states.names) or asked
 
 
 def _kept(
-    resolved: ResolvedPlan, phase: Phase, kind: _Kind, states: _States, name: str, drops: bool
-) -> int:
-    """Returns the bytes of state that there are in a phase for a parameter of some kind."""
-    most = 0
-    for each in resolved.phases:
-        decision = resolved._outcomes[kind.outcome].decisions[each.index]
-        if decision.trainable:
-            built, stepped = states.of(kind, decision.options, name)
-            passed = each.stalls <= phase.stalls and each.start <= phase.start
-            if each is phase or (passed and not drops):
-                most = max(most, stepped)
-            elif not drops:
-                most = max(most, built)
-    return most
+    resolved: ResolvedPlan, kind: _Kind, states: _States, name: str, *, drops: bool
+) -> list[int]:
+    """Returns the bytes of state for a parameter of some kind, phase by phase."""
+    decisions = resolved._outcomes[kind.outcome].decisions
+    found = {
+        k: states.of(kind, decision.options, name)
+        for k, decision in enumerate(decisions)
+        if decision.trainable
+    }
+    if drops:
+        return [found[k].stepped if k in found else 0 for k in range(len(decisions))]
+    built = max((each.built for each in found.values()), default=0)
+    # For each amount of state, when it is there at first, by how many metrics have stalled.
+    firsts: dict[int, list[float]] = {}
+    for phase in resolved.phases:
+        if phase.index in found:
+            starts = firsts.setdefault(
+                found[phase.index].stepped, [inf] * (len(resolved.metrics) + 1)
+            )
+            for stalls in range(phase.stalls, len(starts)):
+                starts[stalls] = min(starts[stalls], phase.start)
+    return [
+        max(built, *(size for size, at in firsts.items() if at[phase.stalls] <= phase.start), 0)
+        for phase in resolved.phases
+    ]
 
 
-def _phase_cost(
-    resolved: ResolvedPlan,
-    phase: Phase,
-    kinds: dict[_Kind, list[int]],
-    states: _States,
-    drops: bool,
-) -> PhaseCost:
-    weights = gradients = state = trainable = 0
+def _full(
+    resolved: ResolvedPlan, kinds: dict[_Kind, list[int]], states: _States, weights: int
+) -> tuple[PhaseCost, tuple[str, ...]]:
+    """Returns what it costs if all trains with the plan's options, and what is not in that."""
+    trainable = gradients = state = 0
+    unknown: list[str] = []
     for kind, rows in kinds.items():
-        weights += kind.nbytes * len(rows)
-        if resolved._outcomes[kind.outcome].decisions[phase.index].trainable:
-            trainable += kind.numel * len(rows)
-            gradients += kind.nbytes * len(rows)
-        name = resolved._tree.names[rows[0]]
-        state += _kept(resolved, phase, kind, states, name, drops) * len(rows)
-    for row, elements in resolved._partly(phase.index).items():
-        trainable += elements - resolved._numel(row)
-    return PhaseCost(phase.index, str(phase), trainable, weights, gradients, state)
+        if not (kind.dtype.is_floating_point or kind.dtype.is_complex):
+            continue
+        trainable += kind.numel * len(rows)
+        gradients += kind.nbytes * len(rows)
+        names = [resolved._tree.names[row] for row in rows]
+        decisions = resolved._outcomes[kind.outcome].decisions
+        first = next((each for each in decisions if each.trainable), decisions[0])
+        try:
+            state += states.of(kind, first.options, names[0]).stepped * len(rows)
+        except PlanError:
+            unknown += names
+    full = PhaseCost(None, "full fine-tuning", trainable, weights, gradients, state)
+    if not unknown:
+        return full, ()
+    return full, (
+        "full fine-tuning is without optimizer state for what the optimizer does not step: "
+        f"{counted(unknown, 'parameter')}",
+    )

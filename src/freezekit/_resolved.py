@@ -449,16 +449,18 @@ class ResolvedPlan:
 
         Counts the bytes of all parameters, of the gradients after a backward pass and of the
         optimizer's state after a step, which is measured: the optimizer steps one tensor of each
-        shape on the meta device. Activations and buffers are not counted. What has trained before
-        keeps its state; of a plan that waits for metrics, all earlier phases count as passed.
+        shape on the meta device, or one with data if it needs some. Activations and buffers are
+        not counted. What has trained before keeps its state; of a plan that waits for metrics,
+        every phase that may have come before counts as passed.
 
         Args:
             optimizer: name of a class in `torch.optim`, whatever its case, a class, or a function
-                from param groups to an optimizer, such as `partial(torch.optim.SGD, momentum=0.9)`.
+                from param groups, as `param_groups` gives them, to an optimizer, such as
+                `partial(torch.optim.SGD, momentum=0.9)`. It is called for one tensor at a time.
             on_freeze: as in `FreezePlan.apply`.
 
         Raises:
-            PlanError: there is no such optimizer, it does not step a parameter of the model, or
+            PlanError: there is no such optimizer, it does not step a parameter that trains, or
                 `on_freeze` is neither of the two.
 
         Example:

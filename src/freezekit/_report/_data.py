@@ -187,6 +187,7 @@ def _cost(resolved: ResolvedPlan, optimizer: OptimizerLike) -> dict[str, Any]:
     cost = resolved.cost(optimizer)
     return {
         "optimizer": cost.optimizer,
+        "notes": cost.notes,
         "rows": [
             (
                 row.phase,

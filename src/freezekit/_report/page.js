@@ -311,9 +311,9 @@ function bytes(count) {
 }
 
 function drawCost() {
-  const { optimizer, rows } = data.cost;
+  const { optimizer, notes, rows } = data.cost;
   const full = rows[rows.length - 1];
-  $("optimizer").textContent = `Memory for weights, gradients and the state of ${optimizer} in each phase, beside full fine-tuning. Activations and buffers are not counted.`;
+  $("optimizer").textContent = `Memory for weights, gradients and the state of ${optimizer} in each phase, beside full fine-tuning. Activations and buffers are not counted. ${notes.map((note) => `Note: ${note}.`).join(" ")}`;
   const titles = ["phase", "trainable", "weights", "gradients", "optimizer state", "total", "of full"];
   const body = element("tbody", {});
   for (const row of rows) {
