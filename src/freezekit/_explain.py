@@ -194,12 +194,11 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
             "one plan counts in epochs and the other in steps; resolve both with "
             "steps_per_epoch=... and moments in one unit"
         )
-    moments = {(phase.stalls, phase.start) for plan in (ours, theirs) for phase in plan.phases}
     mine, other = ours._tree.names, set(theirs._tree.names)
     common = [name for name in mine if name in other]
     changes: list[Change] = []
     last: dict[str, dict[str, tuple[Any, Any]]] = {}
-    for stalls, start in sorted(moments):
+    for stalls, start in moments(ours, theirs):
         before, after = (
             plan._phase_at(start, min(stalls, len(plan.metrics))).index for plan in (ours, theirs)
         )
@@ -216,6 +215,22 @@ def diff(ours: ResolvedPlan, theirs: ResolvedPlan) -> PlanDiff:
     gone = tuple(name for name in mine if name not in other)
     new = tuple(name for name in theirs._tree.names if name not in known_here)
     return PlanDiff(tuple(changes), gone, new, next(iter(units), None))
+
+
+def moments(ours: ResolvedPlan, theirs: ResolvedPlan) -> list[tuple[int, int]]:
+    """Returns when one of two plans may change: how many metrics have stalled, and the clock.
+
+    Once all metrics of the plan that waits for fewer have stalled, its last phases go on.
+    """
+    most = max(len(ours.metrics), len(theirs.metrics))
+    found = {
+        (stalls, phase.start)
+        for plan in (ours, theirs)
+        for stalls in range(most + 1)
+        for phase in plan.phases
+        if phase.stalls == min(stalls, len(plan.metrics))
+    }
+    return sorted(found)
 
 
 def _said(decision: Decision, key: str) -> Any:  # noqa: ANN401

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from .._cost import OptimizerLike
-from .._explain import PlanDiff
+from .._explain import PlanDiff, moments
 from .._grid import Band, grid
 from .._resolved import ResolvedPlan
 
@@ -242,9 +242,8 @@ def _differing(
     standing: dict[int, set[str]] = {}
     phases: list[set[int]] = [set() for _ in resolved.phases]
     changes = found.changes
-    moments = {(phase.stalls, phase.start) for plan in (resolved, other) for phase in plan.phases}
     done = 0
-    for moment in sorted(moments):
+    for moment in moments(resolved, other):
         end = bisect_right(changes, moment, key=lambda change: (change.stalls, change.start))
         for change in changes[done:end]:
             keys = standing.setdefault(rows[change.name], set())
