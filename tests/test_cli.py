@@ -13,7 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -85,6 +85,10 @@ def wide():
     return nn.ModuleDict({**stem, "blocks": blocks, "head": nn.Linear(2, 2)})
 
 
+def accented():
+    return nn.ModuleDict({"énc": nn.Linear(2, 2), "→": nn.Linear(2, 2)})
+
+
 READY = build()
 SETTINGS = {"width": 4}
 """
@@ -116,6 +120,7 @@ FILES = {
     "needs.py": "import no_such_package\n",
     "unfinished.py": "x = (\n",
     "exits.py": "import sys\n\nsys.exit(3)\n",
+    "stops.py": "def build():\n    raise KeyboardInterrupt\n",
     "gradual.yaml": """\
 version: 1
 rules:
@@ -214,12 +219,23 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-def in_process_of_its_own(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+def in_process_of_its_own(
+    *arguments: str, code: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Returns what `python -m freezekit` left, or a program that is given instead."""
     program = ["-c", code] if code else ["-m", "freezekit"]
     return subprocess.run(
-        [sys.executable, *program, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, *program, *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def buffered() -> dict[str, str]:
+    """Returns the environment in which stdout of a process is buffered, as it is by default."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 
 @pytest.mark.parametrize(
@@ -798,7 +814,7 @@ MISTAKES = {
     "layers shop:biuld": (
         2,
         "shop:biuld: shop has no 'biuld'; did you mean 'build'? (known: Shop, build, tied, sized, "
-        "broken, leaves, number, wide, READY)",
+        "broken, leaves, number, wide, accented, READY)",
     ),
     "layers shop:SETTINGS": (
         2,
@@ -1011,12 +1027,11 @@ def test_a_command_prints_the_same_in_a_process_of_its_own(run: Command) -> None
 )
 def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> None:
     """Where nobody reads stdout any more the command ends quietly with its own status."""
-    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "freezekit", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=buffered,
+        env=buffered(),
         text=True,
     )
     assert process.stdout is not None
@@ -1025,6 +1040,58 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> 
     said = [line for line in process.stderr if not line.endswith("says hello\n")]
     process.stderr.close()
     assert (process.wait(), said) == (status, [])
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xe9nc"), ("cp1252", r"\u2192")])
+def test_what_stdout_cannot_encode_is_escaped(
+    encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with letters that the encoding lacks is printed with escapes, in data and messages."""
+    for line in (
+        "show shop:accented",
+        "layers shop:accented",
+        "init shop:accented",
+        "explain shop:accented --plan all.yaml →",
+    ):
+        out, err = (TextIOWrapper(BytesIO(), encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert main(shlex.split(line)) == 0
+        out.seek(0)
+        assert shown in out.read() or line.startswith("explain")
+    assert main(shlex.split("explain shop:accented --plan all.yaml énc→")) == 2
+    err.seek(0)
+    assert shown in err.read()
+
+
+def test_a_process_with_another_encoding_prints_escapes() -> None:
+    """`PYTHONIOENCODING` says what stdout can show."""
+    ran = in_process_of_its_own("layers", "shop:accented", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert r"\xe9nc" in ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("line", ["schema", "--help", "layers shop:build", "show shop:build"])
+def test_a_stdout_that_takes_no_more_is_one_line(line: str) -> None:
+    """A full disk behind stdout is an error like that of a file that cannot be written."""
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "freezekit", *shlex.split(line)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=buffered(),
+            text=True,
+            check=False,
+        )
+    said = [each for each in ran.stderr.splitlines() if not each.endswith("says hello")]
+    assert said == ["error: cannot write to stdout: No space left on device"]
+    assert ran.returncode == 2
+
+
+def test_an_interrupted_command_ends_quietly(run: Command) -> None:
+    """Ctrl-C while a model is built has the status that shells know."""
+    assert run("layers stops:build") == (130, "", "")
 
 
 def test_the_page_shows_what_the_commands_print(

@@ -30,7 +30,7 @@ config may be downloaded, unless HF_HUB_OFFLINE=1, and code that comes with a mo
 --trust-remote-code. A factory is looked for from the current directory on, and called."""
 _EXITS = """\
 exit status: 0 all is well; 1 the plan is wrong, in itself or for this model; 2 the command could
-not run: an option, a file that is missing, a model that cannot be built."""
+not run: an option, a file that is missing, a model that cannot be built; 130 it was interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None: those of the process.
 
     Returns:
-        The exit status: 0 if all is well, 1 if the plan is wrong, 2 if the command could not run.
+        The exit status: 0 if all is well, 1 if the plan is wrong, 2 if the command could not run,
+        130 if it was interrupted.
 
     Raises:
         SystemExit: with status 0, after --help and --version.
@@ -59,15 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        return _run(_parsed(sys.argv[1:] if argv is None else argv))
+        try:
+            return _run(_parsed(sys.argv[1:] if argv is None else argv))
+        finally:
+            flush()
     except CommandError as error:
         say("error", str(error))
         return 2
     except PlanError as error:
         say("error", str(error))
         return 1
-    finally:
-        flush()
+    except KeyboardInterrupt:
+        return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
