@@ -9,7 +9,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .._verbs import did_you_mean
+from .._verbs import closest, did_you_mean, offered
 from ._console import CommandError, say
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -141,8 +140,7 @@ def _close_name(path: Path) -> str:
         return ""
     known += [f"{module.name}:factory" for module in iter_modules([os.getcwd()])]
     names = {name.rpartition(os.sep)[2].partition(":")[0]: name for name in known}
-    close = get_close_matches(path.name, names, 1) or get_close_matches(path.stem, names, 1)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    return offered(names[each] for each in closest(path.name, names) or closest(path.stem, names))
 
 
 def _from_factory(text: str) -> torch.nn.Module:
@@ -187,9 +185,8 @@ def _imported(text: str, module: str) -> ModuleType:
             raise CommandError(f"{text}: importing {module} failed: {_told(error)}") from None
     parent, _, leaf = missing.rpartition(".")
     paths = getattr(sys.modules[parent], "__path__", []) if parent else [os.getcwd()]
-    close = get_close_matches(leaf, [found.name for found in iter_modules(paths)], 1)
-    dot = "." if parent else ""
-    offer = f"; did you mean {f'{parent}{dot}{close[0]}'!r}?" if close else ""
+    close = closest(leaf, [found.name for found in iter_modules(paths)])
+    offer = offered(f"{parent}.{each}" if parent else each for each in close)
     raise CommandError(f"{text}: no module {missing!r} can be imported from here{offer}")
 
 

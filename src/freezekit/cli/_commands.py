@@ -6,7 +6,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from .._layers import read_layers
 from .._names import unwrap
 from .._plan import FreezePlan
 from .._resolved import ResolvedPlan
-from .._verbs import did_you_mean
+from .._verbs import closest, did_you_mean, offered
 from ..errors import PatternError, PlanError
 from ._building import build_model
 from ._console import CommandError, say, write
@@ -127,8 +126,7 @@ def explain(given: Namespace) -> int:
     if not found:
         tree = resolved._tree
         known = {*resolved._row_of, *(prefix[:-1] for prefix in tree.prefixes), *tree.spelled}
-        close = get_close_matches(given.name, sorted(known), 3)
-        offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        offer = offered(closest(given.name, sorted(known), 3))
         raise CommandError(
             f"no parameter or module of {_title(model)} is named {given.name!r}{offer}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,6 +11,7 @@ import torch
 
 from .._plan import FreezePlan
 from .._resolved import ResolvedPlan
+from .._verbs import closest, offered
 from ..errors import PlanError
 from ._console import CommandError
 
@@ -37,8 +37,7 @@ def read_plan(path: str) -> FreezePlan:
     except FileNotFoundError:
         folder = Path(path).parent
         known = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-        close = get_close_matches(Path(path).name, known, 1)
-        offer = f"; did you mean {str(folder / close[0])!r}?" if close else ""
+        offer = offered(str(folder / each) for each in closest(Path(path).name, known))
         raise CommandError(f"no file {path!r}{offer}") from None
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}") from None
