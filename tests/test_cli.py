@@ -692,6 +692,26 @@ MISTAKES = {
         "no command is named 'shwo'; did you mean 'show'? "
         "(known: show, layers, check, explain, init, schema)",
     ),
+    "--verson": (
+        2,
+        "no option is named '--verson'; did you mean '--version'? see freezekit --help",
+    ),
+    "show minilm --pln plan.yaml": (
+        2,
+        "no option is named '--pln'; did you mean '--plan'? see freezekit show --help",
+    ),
+    "check minilm --pln=plan.yaml": (
+        2,
+        "no option is named '--pln'; did you mean '--plan'? see freezekit check --help",
+    ),
+    "layers minilm --frobnicate": (
+        2,
+        "no option is named '--frobnicate'; see freezekit layers --help",
+    ),
+    "layers minilm shop": (
+        2,
+        "unrecognized arguments: shop; see freezekit layers --help",
+    ),
     "check minilm": (
         2,
         "the following arguments are required: --plan; see freezekit check --help",

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import takewhile
 from typing import NoReturn
 
 from freezekit import __version__
 
-from .._verbs import did_you_mean
+from .._verbs import closest, did_you_mean, offered
 from ..errors import PlanError
 from ._console import CommandError, flush, say, write
 
@@ -37,7 +38,20 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; see {self.prog} --help")
+        end = "" if message.endswith("?") else ";"
+        raise CommandError(f"{message}{end} see {self.prog} --help")
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Complains about the first option that there is none of.
+
+        Raises:
+            CommandError: there is one; the message offers the closest option.
+        """
+        known = self._option_string_actions
+        for text in takewhile("--".__ne__, arguments):
+            name = text.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"no option is named {name!r}{offered(closest(name, known))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,11 +124,29 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         )
         if add is not None:
             add(command)
-    if not argv:
-        parser.error(f"no command (known: {', '.join(_COMMANDS)})")
-    if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
-        raise CommandError(f"no command is named {argv[0]!r}{did_you_mean(argv[0], _COMMANDS)}")
-    return parser.parse_args(argv)
+    return _read(argv, parser, commands.choices)
+
+
+def _read(
+    argv: Sequence[str], parser: _Parser, commands: Mapping[str, _Parser]
+) -> argparse.Namespace:
+    """Returns the options of a command.
+
+    Raises:
+        CommandError: the arguments are not those of a command.
+        SystemExit: after --help and --version.
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    if named and argv[0] not in commands:
+        raise CommandError(f"no command is named {argv[0]!r}{did_you_mean(argv[0], commands)}")
+    asked = commands[argv[0]] if named else parser
+    asked.refuse_unknown(argv[1:] if named else argv[:1])
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        asked.error(f"unrecognized arguments: {' '.join(rest)}")
+    if given.command is None:
+        parser.error(f"no command (known: {', '.join(commands)})")
+    return given
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
