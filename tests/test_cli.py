@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import transformers
@@ -30,11 +30,6 @@ GOLDEN = Path(__file__).parent / "golden"
 OVERWRITE = "FREEZEKIT_OVERWRITE_GOLDEN"
 PARAMETERS = 103
 """Of MiniLM."""
-
-drawing = pytest.mark.skipif(not hasattr(plot, "schedule"), reason="plot.schedule is not there")
-reporting = pytest.mark.skipif(
-    not hasattr(freezekit.ResolvedPlan, "save_html"), reason="save_html is not there"
-)
 
 SHOP = """\
 import torch
@@ -460,7 +455,6 @@ def test_output_goes_to_the_file_that_is_named(run: Command, tmp_path: Path) -> 
     assert text.read_text() == data.read_text()
 
 
-@reporting
 def test_html_is_the_report_of_the_plan(run: Command, tmp_path: Path) -> None:
     """The file is what `save_html` writes, with the other plan and the base learning rate."""
     model = build_model("shop:build")
@@ -474,30 +468,50 @@ def test_html_is_the_report_of_the_plan(run: Command, tmp_path: Path) -> None:
     assert run(f"show shop:build {options} --format html").out.strip() == expected.strip()
 
 
-@drawing
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "drawn"),
     [
-        ("--plan gradual.yaml", "the schedule"),
-        ("--plan gradual.yaml --at-epoch 2", "the picture of what trains"),
-        ("", "the picture of what trains"),
+        ("", {}),
+        ("--depth 2", {"depth": 2}),
+        ("--base-lr 0.01", {"base_lr": 0.01}),
+        ("--depth 1 --base-lr 2", {"depth": 1, "base_lr": 2.0}),
     ],
 )
-def test_pictures_show_the_schedule_or_the_moment(
-    options: str,
-    what: str,
-    run: Command,
-    tmp_path: Path,
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_a_plan_that_changes_is_drawn_over_time(
+    form: str, options: str, drawn: dict[str, Any], run: Command, tmp_path: Path
 ) -> None:
-    """A plan that changes is drawn over time; at a moment, or without change, what trains is."""
-    for suffix, start in ((".svg", b"<?xml"), (".png", b"\x89PNG")):
-        file = tmp_path / f"picture{suffix}"
-        ran = run(f"show minilm {options} -o {file}")
-        assert (ran.status, ran.err) == (0, f"note: wrote {what} to {file}\n")
-        assert file.read_bytes().startswith(start)
+    """The file is what `plot.save` writes of `plot.schedule`, as deep and with the rates asked."""
+    resolved = FreezePlan.load("gradual.yaml").resolve(build_model("minilm"))
+    expected, file = tmp_path / f"expected.{form}", tmp_path / f"picture.{form}"
+    plot.save(plot.schedule(resolved, **drawn), expected)
+    ran = run(f"show minilm --plan gradual.yaml {options} -o {file}")
+    assert (ran.status, ran.out, ran.err) == (0, "", f"note: wrote the schedule to {file}\n")
+    assert file.read_bytes() == expected.read_bytes()
 
 
-@drawing
+@pytest.mark.parametrize(
+    ("options", "epoch"),
+    [
+        ("--plan gradual.yaml --at-epoch 0", 0),
+        ("--plan gradual.yaml --at-epoch 2", 2),
+        ("--plan gradual.yaml --at-step 20 --steps-per-epoch 10", 2),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_a_moment_or_a_plan_without_change_is_drawn_as_what_trains(
+    form: str, options: str, epoch: int | None, run: Command, tmp_path: Path
+) -> None:
+    """The file is what `plot.save` writes of `plot.trainability` at the moment."""
+    plan = FreezePlan() if epoch is None else FreezePlan.load("gradual.yaml")
+    expected, file = tmp_path / f"expected.{form}", tmp_path / f"picture.{form}"
+    plot.save(plot.trainability(plan.resolve(build_model("minilm")), epoch=epoch), expected)
+    ran = run(f"show minilm {options} -o {file}")
+    assert (ran.status, ran.err) == (0, f"note: wrote the picture of what trains to {file}\n")
+    assert file.read_bytes() == expected.read_bytes()
+
+
 def test_pictures_go_through_a_pipe() -> None:
     """Without a file the bytes of a picture go to stdout."""
     finished = subprocess.run(
