@@ -451,8 +451,9 @@ def test_output_goes_to_the_file_that_is_named(run: Command, tmp_path: Path) -> 
     assert text.read_text() == run("show shop:READY --plan head.yaml").out
     run(f"show shop:READY --plan head.yaml -o {data}")
     assert json.loads(data.read_text())["model"]["class"] == "Shop"
-    run(f"show shop:READY --plan head.yaml --format json -o {text}")
-    assert text.read_text() == data.read_text()
+    other = tmp_path / "model.data"
+    run(f"show shop:READY --plan head.yaml --format json -o {other}")
+    assert other.read_text() == data.read_text()
 
 
 def test_html_is_the_report_of_the_plan(run: Command, tmp_path: Path) -> None:
@@ -510,6 +511,31 @@ def test_a_moment_or_a_plan_without_change_is_drawn_as_what_trains(
     ran = run(f"show minilm {options} -o {file}")
     assert (ran.status, ran.err) == (0, f"note: wrote the picture of what trains to {file}\n")
     assert file.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ("--base-lr 1 --depth 1", {"--base-lr": "the summary"}),
+        ("--base-lr 1 --depth 1 --format json", {"--depth": "the data"}),
+        ("--base-lr 1 --depth 1 --format html", {"--depth": "the report"}),
+        ("--base-lr 1 --depth 1 --format svg", {}),
+        (
+            "--base-lr 1 --depth 1 --format svg --at-epoch 2",
+            dict.fromkeys(("--depth", "--base-lr"), "the picture of what trains"),
+        ),
+    ],
+)
+def test_an_option_that_makes_no_difference_is_named(
+    options: str, unused: dict[str, str], run: Command
+) -> None:
+    """A line on stderr for each, whatever the format; what is shown goes to stdout all the same."""
+    ran = run(f"show minilm --plan gradual.yaml {options}")
+    assert ran.err.splitlines() == [
+        f"note: {option} makes no difference to {what}" for option, what in unused.items()
+    ]
+    assert ran.status == 0
+    assert ran.out
 
 
 def test_pictures_go_through_a_pipe() -> None:
@@ -795,6 +821,11 @@ MISTAKES = {
         2,
         "no format ends in '.pdf', as plan.pdf does: name a file that ends in .txt, .json, .html, "
         ".htm, .svg, .png, or say --format",
+    ),
+    "show minilm --format png -o s.svg": (
+        2,
+        "--format png does not go into s.svg, whose ending says svg; leave --format out, or name "
+        "another file",
     ),
     "show minilm -o nowhere/plan.txt": (
         2,
