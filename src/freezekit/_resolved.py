@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
@@ -21,6 +20,7 @@ from ._plan import FreezePlan
 from ._rules import Rule, parse_rows, whole_number
 from ._suggest import counted
 from ._timeline import ClockUnit
+from ._verbs import closest, offered
 from .errors import PlanError
 
 if TYPE_CHECKING:
@@ -564,8 +564,7 @@ class ResolvedPlan:
         if below:
             what = "is parametrized, made of" if spelled else "is a module; below it stand"
             raise PlanError(f"{name!r} {what} {counted(below, 'parameter')}; name one of them")
-        close = get_close_matches(str(name), self._row_of, 3)
-        offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        offer = offered(closest(str(name), self._row_of, 3))
         raise PlanError(f"no parameter is named {name!r} among {len(self.rows)}{offer}")
 
     def _numel(self, row: int) -> int:

@@ -20,6 +20,7 @@ from ._glob import (
     parse,
     runs_of,
 )
+from ._verbs import offered
 from .errors import PatternError
 
 _LISTED = 12
@@ -84,8 +85,7 @@ def no_match(label: str, pattern: Pattern, narrowed: str | None, root: Node) -> 
             f"buffers{own}"
         )
     offers = _offers(items, at, stopped, root)
-    offered = f"; did you mean {' or '.join(map(repr, offers))}?" if offers else ""
-    return PatternError(f"{head}: {_where(items[at], stopped)}{offered}")
+    return PatternError(f"{head}: {_where(items[at], stopped)}{offered(offers)}")
 
 
 def _furthest(items: Sequence[Item], root: Node) -> tuple[int, list[Node]]:

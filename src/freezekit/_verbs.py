@@ -125,6 +125,15 @@ def checked_properties(verb: str, properties: Mapping[str, Any]) -> dict[str, An
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns a clause that offers the closest known name and lists them all."""
     known = list(known)
-    close = get_close_matches(name, known, 1, 0.6)
-    offer = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{offer} (known: {', '.join(known)})"
+    return f"{offered(closest(name, known))} (known: {', '.join(known)})"
+
+
+def closest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Returns the known names most like a name, the closest first, at most so many."""
+    return get_close_matches(name, known, count) if name else []
+
+
+def offered(names: Iterable[str]) -> str:
+    """Returns a clause that offers names, empty without any."""
+    either = " or ".join(map(repr, names))
+    return f"; did you mean {either}?" if either else ""

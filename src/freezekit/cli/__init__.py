@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import takewhile
 from typing import NoReturn
 
 from freezekit import __version__
 
-from .._verbs import did_you_mean
+from .._verbs import closest, did_you_mean, offered
 from ..errors import PlanError
 from ._console import CommandError, flush, say, write
 
@@ -30,14 +31,27 @@ config may be downloaded, unless HF_HUB_OFFLINE=1, and code that comes with a mo
 --trust-remote-code. A factory is looked for from the current directory on, and called."""
 _EXITS = """\
 exit status: 0 all is well; 1 the plan is wrong, in itself or for this model; 2 the command could
-not run: an option, a file that is missing, a model that cannot be built."""
+not run: an option, a file that is missing, a model that cannot be built; 130 it was interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; see {self.prog} --help")
+        end = "" if message.endswith("?") else ";"
+        raise CommandError(f"{message}{end} see {self.prog} --help")
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Complains about the first option that there is none of.
+
+        Raises:
+            CommandError: there is one; the message offers the closest option.
+        """
+        known = self._option_string_actions
+        for text in takewhile("--".__ne__, arguments):
+            name = text.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"no option is named {name!r}{offered(closest(name, known))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None: those of the process.
 
     Returns:
-        The exit status: 0 if all is well, 1 if the plan is wrong, 2 if the command could not run.
+        The exit status: 0 if all is well, 1 if the plan is wrong, 2 if the command could not run,
+        130 if it was interrupted.
 
     Raises:
         SystemExit: with status 0, after --help and --version.
@@ -59,15 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        return _run(_parsed(sys.argv[1:] if argv is None else argv))
+        try:
+            return _run(_parsed(sys.argv[1:] if argv is None else argv))
+        finally:
+            flush()
     except CommandError as error:
         say("error", str(error))
         return 2
     except PlanError as error:
         say("error", str(error))
         return 1
-    finally:
-        flush()
+    except KeyboardInterrupt:
+        return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -106,11 +124,29 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         )
         if add is not None:
             add(command)
-    if not argv:
-        parser.error(f"no command (known: {', '.join(_COMMANDS)})")
-    if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
-        raise CommandError(f"no command is named {argv[0]!r}{did_you_mean(argv[0], _COMMANDS)}")
-    return parser.parse_args(argv)
+    return _read(argv, parser, commands.choices)
+
+
+def _read(
+    argv: Sequence[str], parser: _Parser, commands: Mapping[str, _Parser]
+) -> argparse.Namespace:
+    """Returns the options of a command.
+
+    Raises:
+        CommandError: the arguments are not those of a command.
+        SystemExit: after --help and --version.
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    if named and argv[0] not in commands:
+        raise CommandError(f"no command is named {argv[0]!r}{did_you_mean(argv[0], commands)}")
+    asked = commands[argv[0]] if named else parser
+    asked.refuse_unknown(argv[1:] if named else argv[:1])
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        asked.error(f"unrecognized arguments: {' '.join(rest)}")
+    if given.command is None:
+        parser.error(f"no command (known: {', '.join(commands)})")
+    return given
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -9,7 +10,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .._verbs import did_you_mean
+from .._verbs import closest, did_you_mean, offered
 from ._console import CommandError, say
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -40,9 +40,10 @@ def build_model(text: str, *, trust_remote_code: bool = False) -> torch.nn.Modul
     path = Path(text)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            below = [str(each.parent) for each in sorted(path.glob("*/config.json"))]
             raise CommandError(
                 f"{text} has no config.json; a model's directory holds one, as save_pretrained "
-                "writes it"
+                f"writes it{offered(below[:3])}"
             )
         return _from_config(text, trust_remote_code)
     if path.is_file():
@@ -134,15 +135,45 @@ def _no_config(source: str, error: Exception) -> str:
 
 
 def _close_name(path: Path) -> str:
-    """Returns a clause that offers a directory, or a module, with a similar name."""
+    """Returns a clause that offers a factory in a module, or a directory with a similar name."""
     try:
-        known = [str(path.parent / each.name) for each in path.parent.iterdir() if each.is_dir()]
+        known = {
+            each.name: str(path.parent / each.name)
+            for each in path.parent.iterdir()
+            if each.is_dir()
+        }
     except OSError:
         return ""
-    known += [f"{module.name}:factory" for module in iter_modules([os.getcwd()])]
-    names = {name.rpartition(os.sep)[2].partition(":")[0]: name for name in known}
-    close = get_close_matches(path.name, names, 1) or get_close_matches(path.stem, names, 1)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    return offered([*_factories(path)] or [known[each] for each in closest(path.name, known)])
+
+
+def _factories(path: Path) -> Iterator[str]:
+    """Yields the factory that a text like `models.build` or `models` means; imports nothing."""
+    *above, last = path.stem.split(".")
+    folder = Path(*above)
+    files = {each.stem: each for each in folder.glob("*.py")}
+    files.update((each.parent.name, each) for each in folder.glob("*/__init__.py"))
+    for module in closest(last, files):
+        names, meant = _names_in(files[module]), path.suffix[1:]
+        for name in closest(meant, names) if meant else names[:1]:
+            yield f"{'.'.join([*above, module])}:{name}"
+
+
+def _names_in(file: Path) -> list[str]:
+    """Returns the names that a module may have factories or models under, none if it is broken."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names: list[str] = []
+    for each in body:
+        if isinstance(each, ast.FunctionDef | ast.ClassDef):
+            names.append(each.name)
+        elif isinstance(each, ast.Assign):
+            names += [target.id for target in each.targets if isinstance(target, ast.Name)]
+        elif isinstance(each, ast.ImportFrom) and each.level:
+            names += [alias.asname or alias.name for alias in each.names]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _from_factory(text: str) -> torch.nn.Module:
@@ -187,9 +218,8 @@ def _imported(text: str, module: str) -> ModuleType:
             raise CommandError(f"{text}: importing {module} failed: {_told(error)}") from None
     parent, _, leaf = missing.rpartition(".")
     paths = getattr(sys.modules[parent], "__path__", []) if parent else [os.getcwd()]
-    close = get_close_matches(leaf, [found.name for found in iter_modules(paths)], 1)
-    dot = "." if parent else ""
-    offer = f"; did you mean {f'{parent}{dot}{close[0]}'!r}?" if close else ""
+    close = closest(leaf, [found.name for found in iter_modules(paths)])
+    offer = offered(f"{parent}.{each}" if parent else each for each in close)
     raise CommandError(f"{text}: no module {missing!r} can be imported from here{offer}")
 
 

@@ -6,7 +6,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from .._layers import read_layers
 from .._names import unwrap
 from .._plan import FreezePlan
 from .._resolved import ResolvedPlan
-from .._verbs import did_you_mean
+from .._verbs import closest, offered
 from ..errors import PatternError, PlanError
 from ._building import build_model
 from ._console import CommandError, say, write
-from ._inputs import read_plan, resolve
+from ._inputs import in_file, read_plan, resolve
 from ._show import show
 from ._starter import starter_plan, starter_text
 
@@ -70,7 +69,7 @@ def check(given: Namespace) -> int:
             for note in notes:
                 say("warning", f"{given.plan}: {note}")
             found = [each for each in resolved.warnings if each not in notes]
-            found += map(str, untrained(resolved))
+            found += (in_file(str(problem)) for problem in untrained(resolved))
             problems = [f"{given.plan}: {problem}" for problem in found]
     if problems:
         write("\n".join(problems))
@@ -127,8 +126,7 @@ def explain(given: Namespace) -> int:
     if not found:
         tree = resolved._tree
         known = {*resolved._row_of, *(prefix[:-1] for prefix in tree.prefixes), *tree.spelled}
-        close = get_close_matches(given.name, sorted(known), 3)
-        offer = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        offer = offered(closest(given.name, sorted(known), 3))
         raise CommandError(
             f"no parameter or module of {_title(model)} is named {given.name!r}{offer}"
         )
@@ -169,7 +167,10 @@ def _recipe(name: str) -> Callable[[torch.nn.Module], FreezePlan]:
     """Returns a recipe that needs nothing but the model."""
     python = name.replace("-", "_")
     if python not in recipes.__all__:
-        raise CommandError(f"no recipe is named {name!r}{did_you_mean(python, recipes.__all__)}")
+        longer = [each for each in recipes.__all__ if python in each]
+        offer = offered(closest(python, recipes.__all__) or longer)
+        known = ", ".join(recipes.__all__)
+        raise CommandError(f"no recipe is named {name!r}{offer} (known: {known})")
     recipe: Callable[..., FreezePlan] = getattr(recipes, python)
     needed = [p for p in signature(recipe).parameters.values() if p.default is p.empty][1:]
     if needed:

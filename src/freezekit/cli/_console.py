@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 from ..errors import FreezekitError
 
@@ -32,7 +34,7 @@ def say(label: Label, text: str) -> None:
     """
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     shown = f"\x1b[{_COLOURS[label]}m{label}\x1b[0m" if coloured else label
-    print(f"{shown}: {text}", file=sys.stderr)
+    print(_encodable(f"{shown}: {text}", sys.stderr), file=sys.stderr)
 
 
 def write(data: str | bytes, file: str | None = None, what: str = "") -> None:
@@ -40,11 +42,12 @@ def write(data: str | bytes, file: str | None = None, what: str = "") -> None:
 
     Args:
         data: text, to which the last newline is added, or bytes.
-        file: where to; None: stdout, where a reader that has gone is no error.
+        file: where to; None: stdout, where a reader that has gone is no error, and escapes stand
+            for the characters that its encoding lacks.
         what: how the message calls the data.
 
     Raises:
-        CommandError: the file cannot be written.
+        CommandError: the file or stdout cannot be written.
     """
     if isinstance(data, str) and not data.endswith("\n"):
         data += "\n"
@@ -60,21 +63,42 @@ def write(data: str | bytes, file: str | None = None, what: str = "") -> None:
 
 
 def _to_stdout(data: str | bytes) -> None:
-    try:
+    with _writing_to_stdout():
         if isinstance(data, str):
-            sys.stdout.write(data)
+            sys.stdout.write(_encodable(data, sys.stdout))
         else:
             sys.stdout.flush()
             sys.stdout.buffer.write(data)
-    except BrokenPipeError:
-        pass
     flush()
 
 
 def flush() -> None:
-    """Empties the buffer of stdout; quietly, where the reader has gone."""
-    try:
+    """Empties the buffer of stdout; quietly, where the reader has gone.
+
+    Raises:
+        CommandError: stdout takes no more.
+    """
+    with _writing_to_stdout():
         sys.stdout.flush()
-    except BrokenPipeError:
+
+
+@contextmanager
+def _writing_to_stdout() -> Iterator[None]:
+    """Drops what cannot be written: quietly, where the reader has gone.
+
+    Raises:
+        CommandError: stdout takes no more.
+    """
+    try:
+        yield
+    except OSError as error:
         # What is still buffered would be tried, and complained about, once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise CommandError(f"cannot write to stdout: {error.strerror}") from None
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Returns text with escapes in place of the characters that a stream's encoding lacks."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

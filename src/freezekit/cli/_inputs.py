@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,9 +11,11 @@ import torch
 
 from .._plan import FreezePlan
 from .._resolved import ResolvedPlan
+from .._verbs import closest, offered
 from ..errors import PlanError
 from ._console import CommandError
 
+_ALLOW = "FreezePlan(allow_all_frozen=True)"
 _TOTAL = re.compile(r"\b(steps_per_epoch|total_epochs|total_steps)=(\.\.\.|\d+)")
 
 
@@ -37,8 +38,7 @@ def read_plan(path: str) -> FreezePlan:
     except FileNotFoundError:
         folder = Path(path).parent
         known = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-        close = get_close_matches(Path(path).name, known, 1)
-        offer = f"; did you mean {str(folder / close[0])!r}?" if close else ""
+        offer = offered(str(folder / each) for each in closest(Path(path).name, known))
         raise CommandError(f"no file {path!r}{offer}") from None
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}") from None
@@ -69,6 +69,11 @@ def resolve(path: str, plan: FreezePlan, model: torch.nn.Module, given: Namespac
         if said != str(error):
             raise CommandError(f"{path}: {said}") from None
         raise type(error)(f"{path}: {error}") from None
+
+
+def in_file(text: str) -> str:
+    """Returns a message with what a plan file says in place of what Python says."""
+    return text.replace(_ALLOW, "`allow_all_frozen: true`")
 
 
 def in_options(text: str) -> str:

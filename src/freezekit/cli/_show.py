@@ -30,6 +30,14 @@ _SUFFIXES = {
     ".svg": "svg",
     ".png": "png",
 }
+_TAKES = {
+    "the summary": {"depth"},
+    "the data": {"base_lr"},
+    "the report": {"base_lr"},
+    "the schedule": {"depth", "base_lr"},
+    "the picture of what trains": set(),
+}
+"""Which of the options that not all take does what."""
 JSON_FORMAT = 1
 """The version of what `--format json` prints."""
 
@@ -49,21 +57,21 @@ def show(given: Namespace) -> int:
     against = resolve(given.against, other, model, given) if other else None
     clock = moment(resolved, given)
     compared = "" if against is None else _compared(resolved, against, given.against)
+    what = _what(form, resolved, clock)
+    _note_unused(given, what)
     if form == "text":
         text = f"{resolved.summary(depth=given.depth, **clock)}{compared}"
-        write(text, given.output, "the summary")
+        write(text, given.output, what)
     elif form == "json":
         shown = [resolved.at(**clock)] if clock else [*resolved.phases]
         data = _data(class_name(type(unwrap(model))), resolved, shown, given.base_lr)
-        write(json.dumps(data, indent=2), given.output, "the data")
+        write(json.dumps(data, indent=2), given.output, what)
     elif form == "html":
         if clock:
             say("note", "the report has every phase; the moment asked for is left out of account")
-        write(_report(resolved, against, given.base_lr), given.output, "the report")
+        write(_report(resolved, against, given.base_lr), given.output, what)
     else:
-        schedule = len(resolved.phases) > 1 and not clock
-        what = "the schedule" if schedule else "the picture of what trains"
-        write(_picture(resolved, form, given, clock), given.output, what)
+        write(_picture(resolved, form, given, what, clock), given.output, what)
     return 0
 
 
@@ -74,19 +82,40 @@ def _format(given: Namespace) -> str:
         CommandError: none fits, or it is nothing for a terminal.
     """
     form: str = given.format or "text"
-    if given.output and not given.format:
+    if given.output:
         suffix = Path(given.output).suffix.lower()
-        if suffix not in _SUFFIXES:
+        if suffix not in _SUFFIXES and not given.format:
             raise CommandError(
                 f"no format ends in {suffix!r}, as {given.output} does: name a file that ends in "
                 f"{', '.join(_SUFFIXES)}, or say --format"
             )
-        form = _SUFFIXES[suffix]
+        form = given.format or _SUFFIXES[suffix]
+        ending = _SUFFIXES.get(suffix, form)
+        if ending != form:
+            raise CommandError(
+                f"--format {form} does not go into {given.output}, whose ending says {ending}; "
+                "leave --format out, or name another file"
+            )
     if given.against and form not in ("text", "html"):
         raise CommandError(f"--against works with --format text and html, not {form}")
     if form in ("html", "png") and not given.output and sys.stdout.isatty():
         raise CommandError(f"{form} is nothing for a terminal; say where to, e.g. -o plan.{form}")
     return form
+
+
+def _what(form: str, resolved: ResolvedPlan, clock: Clock) -> str:
+    """Returns what is shown in a format: for a picture the schedule where there is one."""
+    if form in ("svg", "png"):
+        changes = len(resolved.phases) > 1 and not clock
+        return "the schedule" if changes else "the picture of what trains"
+    return {"text": "the summary", "json": "the data", "html": "the report"}[form]
+
+
+def _note_unused(given: Namespace, what: str) -> None:
+    """Says which options make no difference to what is shown."""
+    for name in ("depth", "base_lr"):
+        if getattr(given, name) is not None and name not in _TAKES[what]:
+            say("note", f"--{name.replace('_', '-')} makes no difference to {what}")
 
 
 def _compared(resolved: ResolvedPlan, other: ResolvedPlan, path: str) -> str:
@@ -108,13 +137,13 @@ def _report(resolved: ResolvedPlan, other: ResolvedPlan | None, base_lr: float |
         return file.read_text(encoding="utf-8")
 
 
-def _picture(resolved: ResolvedPlan, form: str, given: Namespace, clock: Clock) -> bytes:
-    """Returns the schedule where there is one to show, else what trains at the moment.
+def _picture(resolved: ResolvedPlan, form: str, given: Namespace, what: str, clock: Clock) -> bytes:
+    """Returns the schedule, or what trains at the moment.
 
     Raises:
         CommandError: the depth leaves nothing of the schedule.
     """
-    if len(resolved.phases) > 1 and not clock:
+    if what == "the schedule":
         if given.depth == 0:
             raise CommandError("--depth 0 leaves the schedule without rows; say 1 or more")
         axes = plot.schedule(resolved, base_lr=given.base_lr, depth=given.depth)
