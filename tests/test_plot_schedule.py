@@ -267,6 +267,19 @@ def test_phases_after_the_end_are_left_out() -> None:
     assert states(ax)[1] == ["frozen", "frozen"]
 
 
+def test_phases_left_out_before_others_take_theirs_along() -> None:
+    """Cells, frontiers and shares are those of the phases drawn, also where one between is over."""
+    metric = {"monitor": "val", "mode": "min", "patience": 1}
+    plan = FreezePlan().freeze("**").unfreeze("3").unfreeze("2", at_metric=metric)
+    plan = plan.unfreeze("1", at_step=50)
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    ax = schedule(plan.resolve(layers, total_steps=40), base_lr=0.01)
+    assert ticks(ax) == ["0", "val stalls", "step 40"]
+    assert states(ax) == [["frozen"] * 2, ["frozen"] * 2, ["frozen", "0.01"], ["0.01"] * 2]
+    assert frontiers(ax) == [(0.0, 2.5), (1.0, 1.5)]
+    assert [text.get_text() for text in ax.texts if "%" in text.get_text()] == ["25 %", "50 %"]
+
+
 def test_a_metric_is_a_moment() -> None:
     """Where a rule waits for a metric the boundary says which, and time has no scale."""
     plan = FreezePlan().freeze("[0]").unfreeze("[0]", at_metric={"monitor": "val_loss"})

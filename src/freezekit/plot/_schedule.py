@@ -117,8 +117,8 @@ def schedule(
         raise ValueError(f"max_rows={max_rows}: a picture has at least one row")
     if not resolved.rows:
         raise ValueError("a schedule has at least one row, and this model has no parameters")
-    data = grid(resolved, base_lr=base_lr, depth=depth)
     when = moments(resolved)
+    data = _during(grid(resolved, base_lr=base_lr, depth=depth), when)
     sheet = _new(data, when, max_rows) if ax is None else _given(data, when, ax, max_rows)
     _draw_cells(sheet)
     stops = _draw_frontiers(sheet, data)
@@ -127,6 +127,14 @@ def schedule(
     title = f"{resolved._tree.class_names[0]}, {count} phase{'s' if count > 1 else ''}"
     _draw_around(sheet, title, data, stops)
     return sheet.ax
+
+
+def _during(data: Grid, when: Moments) -> Grid:
+    """Returns the grid of the phases that are drawn."""
+    shown = [phase.index for phase in when.phases]
+    bands = (band._replace(cells=tuple(band.cells[k] for k in shown)) for band in data.bands)
+    frontiers = tuple(data.frontiers[k] for k in shown)
+    return data._replace(bands=tuple(bands), frontiers=frontiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +162,8 @@ def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, when: Mome
     """Divides the width of axes between the phases and the bars."""
     bars = min(_BARS, 0.35 * frame.width)
     time = columns(when, frame.width - bars - _GAP)
-    cells = [cell for row in rows for cell in _shown(row, time)]
+    cells = [cell for row in rows for cell in row.cells]
     return _Sheet(ax, frame, bars, rows, time, Rates(cells, data.unit))
-
-
-def _shown(row: Strip, time: Columns) -> Sequence[Cell]:
-    """Returns the cells of the phases that are drawn."""
-    return row.cells[: len(time.spans)]
 
 
 def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
@@ -202,7 +205,7 @@ def _draw_cells(sheet: _Sheet) -> None:
     boxes: dict[tuple[str, str], list[Box]] = {}
     colours: dict[str, dict[str, str]] = {"frozen": FROZEN}
     for y, row in enumerate(sheet.rows):
-        for k, cell in enumerate(_shown(row, sheet.time)):
+        for k, cell in enumerate(row.cells):
             text = sheet.rates.text(cell)
             colours.setdefault(text or "trainable", sheet.rates.colours(cell))
             for part, what, hatch in zip(
@@ -237,7 +240,7 @@ def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float
 def _write_rates(sheet: _Sheet, y: int, row: Strip) -> None:
     """Writes each rate once in each stretch of phases that has it, where there is room."""
     size = min(_RATE, sheet.frame.font_size)
-    cells = [*enumerate(_shown(row, sheet.time))]
+    cells = [*enumerate(row.cells)]
     for text, stretch in groupby(cells, key=lambda each: sheet.rates.text(each[1])):
         for k, cell in stretch:
             _, warm = _halves(y, cell)
@@ -264,7 +267,7 @@ def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
     from matplotlib.collections import LineCollection
 
     lines = []
-    for at, span in zip(data.frontiers, sheet.time.spans, strict=False):
+    for at, span in zip(data.frontiers, sheet.time.spans, strict=True):
         for y, row in enumerate(sheet.rows):
             if at is not None and at in row.parts:
                 lines.append([(x, y - 0.5) for x in span])
