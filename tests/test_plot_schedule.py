@@ -289,6 +289,57 @@ def test_a_metric_is_a_moment() -> None:
     assert states(ax)[0] == ["frozen", "0.01"]
 
 
+def waits(*monitors: str) -> FreezePlan:
+    """Returns a plan that opens layers 2, 1, ... as metrics stall."""
+    plan = FreezePlan().freeze("**").unfreeze("3")
+    for at, monitor in enumerate(monitors):
+        metric = {"monitor": monitor, "mode": "min", "patience": 1}
+        plan = plan.unfreeze(str(2 - at), at_metric=metric)
+    return plan
+
+
+def test_a_metric_and_a_clock_are_alternatives() -> None:
+    """Where both decide there is a line of columns for each number of stalls, apart and named."""
+    ax = toy(waits("val").unfreeze("1", at_step=5))
+    assert ticks(ax) == ["0", "step 5", "", "0", "step 5", ""]
+    first, second = ax.get_xticks()[:3], ax.get_xticks()[3:]
+    assert second[0] - first[-1] > 0.5
+    assert {"until val stalls", "once val has stalled"} <= {text.get_text() for text in ax.texts}
+    assert states(ax)[1] == ["frozen", "0.01"] * 2
+    assert states(ax)[2] == ["frozen", "frozen", "0.01", "0.01"]
+    told = ax.get_xlabel().replace("\n", " ")
+    assert told.endswith("once a metric stalls, training goes on in the next part at that step")
+    check_texts(ax)
+
+
+LONG = "eval_all-nli-dev_cosine_accuracy"
+CROWDED = {
+    "long_metrics": waits(LONG, LONG, "eval_loss_of_quora_duplicates_dev"),
+    "metrics_and_clock": waits(LONG, LONG).unfreeze("1.bias", at_step=1_000_000),
+    "many_metrics": waits(*[LONG] * 3).unfreeze("4", at_step=10**7, until_step=2 * 10**7),
+    "long_steps": waits().unfreeze("2", at_step=10**7).unfreeze("1", at_step=123_456_789),
+    "crowded_steps": FreezePlan()
+    .freeze("**")
+    .unfreeze_layerwise(start_step=1_000_000, every_steps=1_234_567),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_long_metrics_and_moments_leave_the_picture_whole(name: str) -> None:
+    """Texts stay whole and apart, and of a metric so much is written that it can be told."""
+    ax = toy(CROWDED[name])
+    check_texts(ax)
+    assert ax.get_title(loc="left").startswith("Sequential, ")
+    said = [text for text in ticks(ax) if "stalls" in text]
+    assert all(re.search("cosine_accuracy stalls|duplicates_dev stalls", text) for text in said)
+    figure = Figure((5, 4), layout="constrained")
+    narrow = figure.add_subplot()
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    check_texts(schedule(CROWDED[name].resolve(layers), narrow))
+    said = [text for text in ticks(narrow) if "stalls" in text]
+    assert all(re.search("sine_accuracy stalls|plicates_dev stalls", text) for text in said)
+
+
 def test_many_phases_keep_their_texts_apart() -> None:
     """With sixty phases some edges have labels, turned, and none touch."""
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(60)))

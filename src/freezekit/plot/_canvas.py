@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from ._texts import text_width
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -125,28 +127,6 @@ def room(ax: Axes, around: float = MARGIN) -> tuple[float, float, float]:
         height = max(LEAST_PITCH, height - around - 0.15)
         width, label_width = 0.55 * full, 0.4 * full
     return width, height, label_width
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Returns the width of a text."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(size=size, weight="bold" if bold else None)
-    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
-
-
-def shortened(text: str, end: str, room: float, size: float) -> str:
-    """Returns a path and what is said of it, without what is too wide: inner segments first."""
-    head, *segments = text.split(".")
-    while len(segments) > 1 and text_width(text + end, size) > room:
-        segments = segments[1:]
-        text = f"{head}...{'.'.join(segments)}"
-    tail = text
-    while len(tail) > 4 and text_width(text + end, size) > room:
-        tail = tail[1:]
-        text = f"...{tail.lstrip('.')}"
-    return text + end
 
 
 def fill(

@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._resolved import ResolvedPlan
 from .._simulation import Run, Simulation, simulate
-from ._canvas import SMALL, new_figure, room, shortened, text_width, title_above
+from ._canvas import SMALL, new_figure, room, title_above
 from ._moments import moments
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,9 +287,9 @@ def _draw_scales(sheet: _Sheet, total: int) -> None:
 
 def _draw_starts(sheet: _Sheet, resolved: ResolvedPlan, run: Simulation) -> None:
     """Draws a line where each phase begins, and above it which moment that is."""
-    ax, when = sheet.ax, moments(resolved)
+    ax, edges = sheet.ax, moments(resolved).begins
     inch = sheet.width * sheet.share / run.total
-    begins = [(start, when.edges[index]) for start, index in run.starts if start]
+    begins = [(start, edges[index]) for start, index in run.starts if start]
     texts = [edge.long for _, edge in begins]
     free = 0.0
     for (start, _), text in zip(begins, texts, strict=True):

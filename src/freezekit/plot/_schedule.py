@@ -33,13 +33,12 @@ from ._canvas import (
     room,
     rounded,
     scale_counts,
-    shortened,
-    text_width,
     write,
 )
-from ._columns import Columns, columns
+from ._columns import BETWEEN, Columns, columns, wanted
 from ._moments import Moments, moments
 from ._rates import UNKNOWN_HATCH, Rates, is_light
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,12 +157,15 @@ class _Sheet:
     rates: Rates
 
 
-def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, when: Moments) -> _Sheet:
-    """Divides the width of axes between the phases and the bars."""
-    bars = min(_BARS, 0.35 * frame.width)
-    time = columns(when, frame.width - bars - _GAP)
+def _bars(width: float) -> float:
+    """Returns the inches of the bars in axes of a width."""
+    return min(_BARS, 0.35 * width)
+
+
+def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, time: Columns) -> _Sheet:
+    """Gathers the sizes of a picture, and the range of its rates."""
     cells = [cell for row in rows for cell in row.cells]
-    return _Sheet(ax, frame, bars, rows, time, Rates(cells, data.unit))
+    return _Sheet(ax, frame, _bars(frame.width), rows, time, Rates(cells, data.unit))
 
 
 def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
@@ -174,25 +176,31 @@ def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
     frame = Frame(width, WIDEST, pitch_of(len(rows), least, dpi), dpi)
     size, stride = frame.font_size, frame.stride(len(rows))
     labels = [text_width(_label(row, WIDEST, size), size) for row in rows[::stride]]
-    whole = (width + max(*labels, 0.7) + 0.3, frame.pitch * len(rows) + _AROUND)
-    return _sheet(new_figure(*whole), frame, rows, data, when)
+    time = columns(when, width - _bars(width) - _GAP)
+    height = frame.pitch * len(rows) + _AROUND + time.more
+    ax = new_figure(width + max(*labels, 0.7) + 0.3, height)
+    return _sheet(ax, frame, rows, data, time)
 
 
 def _width(when: Moments) -> float:
     """Returns the inches of the phases in a figure of our own, more where that gives a scale."""
-    least = max(3.2, min(_LONGEST, _COLUMN * len(when.phases)))
+    count = len(when.phases) + BETWEEN * (len(when.lines) - 1)
+    least = max(3.2, min(_LONGEST, max(_COLUMN, wanted(when)) * count))
     if not when.times:
         return least
     shortest = min(b - a for a, b in pairwise(when.times))
-    wanted = _READABLE * (when.times[-1] - when.times[0]) / shortest
-    return max(least, wanted) if wanted <= _LONGEST else least
+    scaled = _READABLE * (when.times[-1] - when.times[0]) / shortest
+    return max(least, scaled) if scaled <= _LONGEST else least
 
 
 def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> _Sheet:
     width, height, label_width = room(ax, _AROUND)
+    time = columns(when, width - _bars(width) - _GAP)
+    if ax.figure.get_layout_engine() is not None:
+        height = max(LEAST_PITCH, height - time.more)
     rows = strips(data, max(1, min(max_rows, int(height / LEAST_PITCH))))
     frame = Frame(width, label_width, height / len(rows), ax.figure.dpi)
-    return _sheet(ax, frame, rows, data, when)
+    return _sheet(ax, frame, rows, data, time)
 
 
 def _label(row: Strip, room: float, size: float) -> str:

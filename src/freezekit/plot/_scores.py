@@ -20,11 +20,10 @@ from ._canvas import (
     new_figure,
     own_dpi,
     room,
-    shortened,
-    text_width,
     title_above,
     write,
 )
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

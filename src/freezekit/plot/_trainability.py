@@ -41,10 +41,9 @@ from ._canvas import (
     pitch_of,
     room,
     scale_counts,
-    shortened,
-    text_width,
     write,
 )
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
