@@ -180,6 +180,21 @@ def test_backward_stops_at_the_first_layer_that_trains() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["Frozen"]
 
 
+def test_an_order_that_is_not_known_is_said() -> None:
+    """Where the order of the layers is only that of registration, the legend doubts the line."""
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("decoder", "encoder")})
+    plan = FreezePlan().freeze("decoder")
+    corrected = FreezePlan(layers={"blocks": ["encoder", "decoder"]}).freeze("encoder")
+    assert plan.resolve(model).layers.notes
+    for each, label in (
+        (plan, "Backward stops (if layers run in this order)"),
+        (corrected, "Backward stops"),
+    ):
+        legend = schedule(each.resolve(model)).get_legend()
+        assert legend is not None
+        assert legend.get_texts()[-1].get_text() == label
+
+
 def test_frontiers_are_those_of_the_grid_where_rows_are_joined() -> None:
     """The line stands above the row that holds the frontier, whatever shares it."""
     with torch.device("meta"):
@@ -372,7 +387,7 @@ def test_tiny_head_is_seen() -> None:
 
 
 def test_modules_at_a_depth() -> None:
-    """With `depth` the rows are modules, in the order of registration; their cells as the grid."""
+    """With `depth` the rows are modules, in the order of the layers; their cells as the grid."""
     body = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model = nn.ModuleDict({"b": body, "a": nn.Linear(2, 1)})
     made = FreezePlan().freeze("b.0").resolve(model)

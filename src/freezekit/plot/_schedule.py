@@ -73,6 +73,10 @@ def schedule(
     pass. Above each phase stands the share of parameters that train, beside each layer how many
     it has, on a log scale; in narrow axes these numbers are rounded.
 
+    Where the order of the layers is not known for sure, as `infer_layers` notes, the legend says
+    that backward stops there only if they run in the order drawn; `FreezePlan(layers=...)` says
+    which order is right.
+
     Time is to scale where every phase is then wide enough to be read, and the axis says so where
     it is not. Phases that begin after the end of training are left out. Where there are more
     layers than rows, neighbours that the plan treats alike share one, and then others. The fills
@@ -84,8 +88,8 @@ def schedule(
             Given axes get no more rows than their height has room for.
         base_lr: the optimizer's own lr, which multipliers multiply. Without it the rates are
             multipliers, or, where the plan sets an lr, not known for what it sets none for.
-        depth: draw modules at this many levels of nesting, 1 for the children of the model, in
-            the order of registration; None draws the layers.
+        depth: draw modules at this many levels of nesting, 1 for the children of the model, where
+            the first of their layers is; None draws the layers.
         max_rows: most rows drawn.
 
     Returns:
@@ -342,7 +346,8 @@ def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     )
     keys = [key("Frozen", FROZEN, "xx"), *sheet.rates.keys()]
     if stops:
-        keys.append(Line2D([], [], label="Backward stops", **_FRONTIER))
+        doubt = " (if layers run in this order)" if data.notes else ""
+        keys.append(Line2D([], [], label=f"Backward stops{doubt}", **_FRONTIER))
     Heading(title, "", keys, lift).draw(ax, frame.width)
 
 
