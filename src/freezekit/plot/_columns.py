@@ -60,11 +60,6 @@ class Columns:
         further = self.caption.count("\n") * 1.3 * SMALL + (1.4 * _SIZE if self.names else 0.0)
         return max(0.0, tallest - _USUAL) + further / 72
 
-    def width(self, column: int) -> float:
-        """Returns the inches of a column."""
-        left, right = self.spans[column]
-        return (right - left) * self.inch
-
     def draw_edges(self, ax: Axes) -> None:
         """Labels the edges below the axes and draws lines between the columns."""
         ax.set_xticks(
@@ -82,7 +77,8 @@ class Columns:
     def draw_above(self, ax: Axes, texts: Sequence[str]) -> float:
         """Writes a text above each column, turned where that is too wide; returns their height."""
         widths = [text_width(text, _SIZE) for text in texts]
-        upright = any(width + 0.05 > self.width(k) for k, width in enumerate(widths))
+        rooms = [(right - left) * self.inch for left, right in self.spans]
+        upright = any(width + 0.05 > room for width, room in zip(widths, rooms, strict=True))
         centres = [sum(span) / 2 for span in self.spans]
         for column in _apart(centres, self.inch) if upright else range(len(texts)):
             angle, size = (90, LEAST_TYPE) if upright else (0, _SIZE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .._grid import Cell
 from ._canvas import TRAINABLE, key
+from ._texts import text_width
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -35,6 +36,14 @@ class Rates:
         bounds = {rate for cell in live for rate in (cell.low, cell.high)}
         self._values = sorted(rate for rate in bounds if rate is not None)
         self._unknown = any(cell.low is None for cell in live)
+        self._shades: dict[float, dict[str, str]] = {}
+        self._widths: dict[tuple[str, float], float] = {}
+
+    def width(self, text: str, size: float) -> float:
+        """Returns the width of a text about a cell."""
+        if (text, size) not in self._widths:
+            self._widths[text, size] = text_width(text, size)
+        return self._widths[text, size]
 
     def text(self, cell: Cell) -> str:
         """Returns the rate of a cell that trains, or the range of its rates; "" if not known."""
@@ -61,6 +70,11 @@ class Rates:
         return f"{value:.3g}" if self._unit == "lr" else f"x{value:.3g}"
 
     def _shade(self, value: float) -> dict[str, str]:
+        if value not in self._shades:
+            self._shades[value] = self._made(value)
+        return self._shades[value]
+
+    def _made(self, value: float) -> dict[str, str]:
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 

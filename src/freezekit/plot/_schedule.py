@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._grid import Cell, Grid, grid
 from .._resolved import ResolvedPlan
@@ -212,31 +212,57 @@ def _label(row: Strip, room: float, size: float) -> str:
     return shortened(row.name or "(own)", end, room, size)
 
 
+class _Stretch(NamedTuple):
+    """What a row shows, in phases that follow each other and in which it shows the same.
+
+    Attributes:
+        y: the row.
+        left: where it begins.
+        right: where it ends.
+        cell: what is shown.
+    """
+
+    y: int
+    left: float
+    right: float
+    cell: Cell
+
+
+def _stretches(sheet: _Sheet) -> Iterator[_Stretch]:
+    """Yields what the rows show, from the top down."""
+    lines = [[*pairwise(line)] for line in sheet.time.lines]
+    for y, row in enumerate(sheet.rows):
+        cells = iter(row.cells)
+        for line in lines:
+            spans = zip(line, cells, strict=False)
+            for _, same in groupby(spans, lambda each: each[1]._replace(trainable=0)):
+                found = [*same]
+                yield _Stretch(y, found[0][0][0], found[-1][0][1], found[0][1])
+
+
 def _draw_cells(sheet: _Sheet) -> None:
     """Draws what is frozen and each shade of what trains at once, then the rates inside."""
     boxes: dict[tuple[str, str], list[Box]] = {}
     colours: dict[str, dict[str, str]] = {"frozen": FROZEN}
-    for y, row in enumerate(sheet.rows):
-        for k, cell in enumerate(row.cells):
-            text = sheet.rates.text(cell)
-            colours.setdefault(text or "trainable", sheet.rates.colours(cell))
-            for part, what, hatch in zip(
-                _halves(y, cell),
-                ("frozen", text or "trainable"),
-                ("xx", "" if text else UNKNOWN_HATCH),
-                strict=True,
-            ):
-                if part:
-                    large = sheet.frame.hatches(
-                        sheet.time.width(k), (part[1] - part[0]) * sheet.frame.pitch
-                    )
-                    style = (what, hatch if large else "")
-                    boxes.setdefault(style, []).append((*sheet.time.spans[k], *part))
+    stretches = [*_stretches(sheet)]
+    for y, left, right, cell in stretches:
+        text = sheet.rates.text(cell)
+        colours.setdefault(text or "trainable", sheet.rates.colours(cell))
+        for part, what, hatch in zip(
+            _halves(y, cell),
+            ("frozen", text or "trainable"),
+            ("xx", "" if text else UNKNOWN_HATCH),
+            strict=True,
+        ):
+            if part:
+                height = (part[1] - part[0]) * sheet.frame.pitch
+                large = sheet.frame.hatches((right - left) * sheet.time.inch, height)
+                boxes.setdefault((what, hatch if large else ""), []).append((left, right, *part))
     edges = len(sheet.rows) <= EDGED
     for (what, hatch), made in boxes.items():
         fill(sheet.ax, made, colours[what], hatch=hatch, edges=edges, label=what)
-    for y, row in enumerate(sheet.rows):
-        _write_rates(sheet, y, row)
+    for stretch in stretches:
+        _write_rate(sheet, stretch)
 
 
 def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
@@ -249,40 +275,37 @@ def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float
     return ((top, bottom) if cell.state == "frozen" else None), None
 
 
-def _write_rates(sheet: _Sheet, y: int, row: Strip) -> None:
-    """Writes each rate once in each stretch of phases that has it, where there is room."""
+def _write_rate(sheet: _Sheet, stretch: _Stretch) -> None:
+    """Writes the rate of a stretch that trains, where there is room."""
     size = min(_RATE, sheet.frame.font_size)
-    cells = [*enumerate(row.cells)]
-    for text, stretch in groupby(cells, key=lambda each: sheet.rates.text(each[1])):
-        for k, cell in stretch:
-            _, warm = _halves(y, cell)
-            room = sheet.time.width(k) - 0.06
-            if not (warm and text and text_width(text, size) <= room):
-                continue
-            if 72 * (warm[1] - warm[0]) * sheet.frame.pitch < 1.1 * size:
-                continue
-            light = is_light(sheet.rates.colours(cell)["facecolor"])
-            sheet.ax.text(
-                sum(sheet.time.spans[k]) / 2,
-                sum(warm) / 2,
-                text,
-                ha="center",
-                va="center_baseline",
-                fontsize=size,
-                color="black" if light else "white",
-            )
-            break
+    y, left, right, cell = stretch
+    _, warm = _halves(y, cell)
+    text = sheet.rates.text(cell)
+    if not (warm and text) or 72 * (warm[1] - warm[0]) * sheet.frame.pitch < 1.1 * size:
+        return
+    if sheet.rates.width(text, size) > (right - left) * sheet.time.inch - 0.06:
+        return
+    sheet.ax.text(
+        (left + right) / 2,
+        sum(warm) / 2,
+        text,
+        ha="center",
+        va="center_baseline",
+        fontsize=size,
+        color="black" if is_light(sheet.rates.colours(cell)["facecolor"]) else "white",
+    )
 
 
 def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
     """Draws where backward stops in each phase; returns whether it does in any."""
     from matplotlib.collections import LineCollection
 
-    lines = []
-    for at, span in zip(data.frontiers, sheet.time.spans, strict=True):
-        for y, row in enumerate(sheet.rows):
-            if at is not None and at in row.parts:
-                lines.append([(x, y - 0.5) for x in span])
+    rows = {part: y for y, row in enumerate(sheet.rows) for part in row.parts}
+    lines = [
+        [(x, rows[at] - 0.5) for x in span]
+        for at, span in zip(data.frontiers, sheet.time.spans, strict=True)
+        if at is not None
+    ]
     made = LineCollection(lines, **_FRONTIER, zorder=3, clip_on=False)
     made.set_gid("backward stops")
     sheet.ax.add_collection(made, autolim=False)
@@ -329,10 +352,8 @@ def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     ax.set_xlabel(time.caption, x=share / 2, ha="center", fontsize=SMALL)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     whole = max(1, sum(band.numel for band in data.bands))
-    shares = [
-        _percent(sum(band.cells[k].trainable for band in data.bands) / whole)
-        for k in range(len(time.spans))
-    ]
+    phases = zip(*(band.cells for band in data.bands), strict=True)
+    shares = [_percent(sum(cell.trainable for cell in phase) / whole) for phase in phases]
     lift = time.draw_above(ax, shares)
     ax.annotate(
         "trainable",
