@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pictures import CASES, check_texts, outside, render, texts, touching
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, ReduceLROnPlateau
 
 from freezekit import FreezePlan, PlanError
 from freezekit.plot import learning_rates
@@ -144,3 +144,22 @@ def test_the_picture_of_a_long_run_is_small() -> None:
     points = sum(len(line.get_xdata()) for line in lines(ax).values())
     assert len(lines(ax)) == 80
     assert points < 70_000
+
+
+def test_a_rate_that_swings_between_the_steps_drawn_is_a_band() -> None:
+    """Of a cycle that is shorter than the sample's steps the range is drawn, not an alias."""
+    made = FreezePlan().resolve(nn.Linear(2, 2), total_steps=100_000)
+
+    def cyclic(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return CyclicLR(optimizer, base_lr=1e-4, max_lr=0.1, step_size_up=25)
+
+    ax = learning_rates(made, lr=0.1, scheduler=cyclic)
+    (band,) = ax.collections[:1]
+    _, low, _, high = band.get_paths()[0].get_extents().extents
+    assert (low, high) == pytest.approx((1e-4, 0.1), rel=0.05)
+    (line,) = lines(ax).values()
+    assert min(line.get_ydata()[:-2]) == pytest.approx(0.1, rel=0.05)
+    steady = learning_rates(
+        made, lr=0.1, scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 100_000)
+    )
+    assert len(steady.collections) == len(ax.collections) - 1

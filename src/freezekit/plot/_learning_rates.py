@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ _BELOW = 100  # by how much less than the lowest peak a rate may be before it le
 _POINTS = 800  # of a line, more than pixels
 _LEAST_POINTS = 100
 _DRAWN = 60_000  # points of all lines together
+_SWING = 1.1  # what a rate goes up and down by, between the steps drawn, that is to be seen
 _LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
 _START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
 
@@ -48,7 +50,8 @@ def learning_rates(
     of more than twelve lines twelve have their names. Vertical lines are where phases begin. What
     falls to a hundredth of the lowest group's peak leaves the scale. No metric is measured, so
     what waits for one stays closed. Of runs of more than 800 steps a sample is drawn, of
-    very many groups a smaller one.
+    very many groups a smaller one; a rate that goes up and down between two steps of it is drawn as
+    a band, from the least to the greatest.
 
     Args:
         resolved: the plan, resolved against a model; of an applied plan `applied.resolved`.
@@ -113,17 +116,20 @@ class _Course(NamedTuple):
     Attributes:
         label: their name.
         steps: the steps drawn.
-        rates: the rate at each, NaN while nothing of it trains.
+        rates: the rate at each, or the greatest until the next one where it goes up and down
+            between them; NaN while nothing of it trains.
+        lows: the least one until the next; none where it is about the same.
     """
 
     label: str
     steps: list[int]
     rates: list[float]
+    lows: list[float]
 
     @property
     def peak(self) -> float:
         """The highest rate."""
-        return max((rate for rate in self.rates if rate > 0), default=math.nan)
+        return max(rate for rate in self.rates if not math.isnan(rate))
 
     @property
     def end(self) -> tuple[int, float]:
@@ -136,8 +142,11 @@ def _courses(run: Simulation) -> list[_Course]:
     """Returns the distinct courses, in the order of the groups; those that train at all."""
     alike: dict[object, list[str]] = {}
     for name, rates in run.rates.items():
-        alike.setdefault((rates, run.trains[name]), []).append(name)
-    stride = math.ceil(len(run.steps) / min(_POINTS, max(_LEAST_POINTS, _DRAWN // len(alike))))
+        if any(run.trains[name]):
+            key = (rates, run.lows[name], run.highs[name], run.trains[name])
+            alike.setdefault(key, []).append(name)
+    most = min(_POINTS, max(_LEAST_POINTS, _DRAWN // max(1, len(alike))))
+    stride = math.ceil(len(run.steps) / most)
     begins = {start for start, _ in run.starts}
     last = run.steps[-1]
     kept = [
@@ -145,13 +154,30 @@ def _courses(run: Simulation) -> list[_Course]:
         for k, step in enumerate(run.steps)
         if k % stride == 0 or {step, step + 1} & begins or step == last
     ]
-    made = []
-    for names in alike.values():
-        rates, trains = run.rates[names[0]], run.trains[names[0]]
-        label = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
-        shown = [rates[k] if trains[k] else math.nan for k in kept]
-        made.append(_Course(label, [run.steps[k] for k in kept], shown))
-    return [course for course in made if course.peak > 0]
+    return [_course(run, names, kept) for names in alike.values()]
+
+
+def _course(run: Simulation, names: Sequence[str], kept: Sequence[int]) -> _Course:
+    """Returns what is drawn of groups: the rates at steps, or the range from each to the next."""
+    name = names[0]
+    label = name + (f" +{len(names) - 1}" if len(names) > 1 else "")
+    trains, steps = run.trains[name], [run.steps[k] for k in kept]
+    spans = [*pairwise([*kept, len(run.steps)])]
+    lows = [min(run.lows[name][a:b]) if trains[a] else math.nan for a, b in spans]
+    highs = [max(run.highs[name][a:b]) if trains[a] else math.nan for a, b in spans]
+    rates = [run.rates[name][k] if trains[k] else math.nan for k in kept]
+    if _swings(lows, highs):
+        return _Course(label, steps, highs, lows)
+    return _Course(label, steps, rates, [])
+
+
+def _swings(lows: Sequence[float], highs: Sequence[float]) -> bool:
+    """Returns whether a rate goes up and down between the steps drawn, not only one way."""
+    ranges = [each for each in zip(lows, highs, strict=True) if not math.isnan(each[0])]
+    return any(
+        high > _SWING * low and min(high, before[1]) > _SWING * max(low, before[0])
+        for before, (low, high) in pairwise(ranges)
+    )
 
 
 class _Sheet(NamedTuple):
@@ -197,7 +223,10 @@ def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
         width *= 1.0 if ax.figure.get_layout_engine() is None else 1.4
         names = min(names, 0.35 * width)
     peaks = [course.peak for course in courses] or [1.0]
-    least = min((rate for course in courses for rate in course.rates if rate > 0), default=1.0)
+    least = min(
+        (rate for course in courses for rate in (*course.rates, *course.lows) if rate > 0),
+        default=1.0,
+    )
     low, high = max(least, min(peaks) / _BELOW), max(peaks)
     margin = max((high / low) ** 0.05, 2.0 if high < 2 * low else 1.0)
     sheet = _Sheet(ax, width, height, names, low / margin, high * margin)
@@ -224,6 +253,9 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
         steps, rates = [*course.steps, total], [*course.rates, last]
         (line,) = ax.plot(steps, rates, color=colour, linewidth=thick, drawstyle="steps-post")
         line.set_gid(course.label)
+        if course.lows:
+            lows = [*course.lows, course.lows[-1]]
+            ax.fill_between(steps, lows, rates, step="post", color=colour, alpha=0.3, linewidth=0)
     heights = _apart([ends[k][0] * sheet.height for k in named], sheet.height)
     for k, height in zip(named, heights, strict=True):
         step, rate = courses[k].end
