@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from ._texts import text_width
+from ._texts import plain, text_width
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -222,6 +222,7 @@ def _thousands(power: int) -> str:
 
 def title_above(ax: Axes, title: str, pad: float) -> None:
     """Writes a title some points above axes, at their left."""
+    title = "\n".join(map(plain, title.split("\n")))
     ax.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", pad=pad, parse_math=False)
 
 
@@ -253,7 +254,7 @@ class Heading:
         """Stacks it above axes of a width, in points so that any height will do."""
         from matplotlib.transforms import ScaledTranslation
 
-        line, title = self.line, self.title
+        line, title = self.line, plain(self.title)
         if text_width(line, SMALL) > width:
             line = line.replace(" || ", "\n")
         if text_width(title, TITLE, bold=True) > width:
