@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pictures import CASES, check_texts, outside, render, texts, touching
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LinearLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+)
 
 from freezekit import FreezePlan, PlanError
 from freezekit.plot import learning_rates
@@ -163,3 +169,29 @@ def test_a_rate_that_swings_between_the_steps_drawn_is_a_band() -> None:
         made, lr=0.1, scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 100_000)
     )
     assert len(steady.collections) == len(ax.collections) - 1
+
+
+def test_a_group_that_trains_at_zero_is_seen() -> None:
+    """A group that opens when the schedule is at 0 is a line at the bottom, and says so."""
+    made = FreezePlan().freeze("0").unfreeze("0", at_step=100)
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    ax = learning_rates(
+        made.resolve(layers, total_steps=200),
+        lr=0.1,
+        scheduler=lambda optimizer: LinearLR(optimizer, 1, 0, total_iters=100),
+    )
+    assert set(lines(ax)) == {"0", "1"}
+    assert "0 lr 0" in [text.get_text() for text in ax.texts]
+    rates = lines(ax)["0"].get_ydata().tolist()
+    assert all(math.isnan(rate) for rate in rates[:100])
+    assert set(rates[100:]) == {ax.get_ylim()[0]}
+    check_texts(ax)
+
+
+@pytest.mark.parametrize("lr", [1e-320, 1e-300, 1e300])
+def test_extreme_rates_are_drawn(lr: float) -> None:
+    """A rate at the end of what numbers can be is drawn, or said."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    plan = FreezePlan().group("0", lr=lr).group("1", lr=0.1)
+    check_texts(learning_rates(plan.resolve(layers, total_steps=3), lr=0.1))
+    check_texts(learning_rates(FreezePlan().resolve(layers, total_steps=3), lr=lr))

@@ -456,6 +456,23 @@ def test_many_layers_in_many_phases_take_seconds() -> None:
     assert seconds < 12, seconds
 
 
+def test_extremes_are_drawn() -> None:
+    """Rates that are almost 0, or whose product is, and moments far off, all have a picture."""
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tiny = FreezePlan().group("0", lr=1e-320)
+    check_texts(schedule(tiny.resolve(layers), base_lr=1.0))
+    none = FreezePlan().group("0", lr_mult=1e-200).group("1.bias", lr=1e300)
+    ax = schedule(none.resolve(layers), base_lr=1e-200)
+    check_texts(ax)
+    assert states(ax)[0] == ["0"]
+    for far in (10**18, 10**400):
+        late = FreezePlan().freeze("0", until_step=far).freeze("1.bias", until_step=far + 1)
+        made = late.resolve(layers, total_steps=far + 10)
+        if far < 10**400:
+            check_texts(schedule(made))
+        assert len(states(schedule(made))[0]) == 3
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     """Each wrong argument is named, with the way out."""
     model = nn.Linear(2, 2)

@@ -18,6 +18,7 @@ BETWEEN = 0.6
 """What lies between two lines of columns, in columns."""
 _SIZE = 7.0
 _NARROWEST = 0.2  # inches of a column drawn to scale: a hatch, and a text turned upright
+_LATEST = 2**53  # moments from here on are not told apart on an axis
 _TOLD = 14  # characters of a metric that tell which it is
 _TALLEST = 1.6  # inches of a text turned upright
 _USUAL = 0.35  # of these what any axes have room for
@@ -121,8 +122,8 @@ def wanted(when: Moments) -> float:
 def columns(when: Moments, width: float) -> Columns:
     """Returns the columns of phases in a width: to scale where each is wide enough for that."""
     edges = [edge for line in when.lines for edge in line.edges]
-    if when.times:
-        inch = width / (when.times[-1] - when.times[0])
+    if when.times and when.times[-1] < _LATEST:
+        inch = width / when.times[-1]
         narrowest = min(b - a for a, b in pairwise(when.times)) * inch
         end = "" if edges[-1].short else ", end not known"
         for texts in (_texts(edges, 0.0, long=long) for long in (True, False)):

@@ -14,7 +14,7 @@ from .._resolved import ResolvedPlan
 from .._simulation import Run, Simulation, simulate
 from ._canvas import SMALL, new_figure, room, title_above
 from ._moments import moments
-from ._texts import shortened, text_width
+from ._texts import plain, shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ _POINTS = 800  # of a line, more than pixels
 _LEAST_POINTS = 100
 _DRAWN = 60_000  # points of all lines together
 _SWING = 1.1  # what a rate goes up and down by, between the steps drawn, that is to be seen
+_TINY, _HUGE = 1e-290, 1e290  # between them is what a log scale shows
 _LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
 _START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
 
@@ -48,7 +49,8 @@ def learning_rates(
     without a model, beside a real LR scheduler, and nothing is trained. A line has gaps while its
     group is frozen. Groups that always have the same rate share a line, named after the first;
     of more than twelve lines twelve have their names. Vertical lines are where phases begin. What
-    falls to a hundredth of the lowest group's peak leaves the scale. No metric is measured, so
+    falls to a hundredth of the lowest group's peak leaves the scale; a group that trains only at a
+    rate of 0 is a line at its bottom, and says so. No metric is measured, so
     what waits for one stays closed. Of runs of more than 800 steps a sample is drawn, of
     very many groups a smaller one; a rate that goes up and down between two steps of it is drawn as
     a band, from the least to the greatest.
@@ -132,6 +134,11 @@ class _Course(NamedTuple):
         return max(rate for rate in self.rates if not math.isnan(rate))
 
     @property
+    def off(self) -> str:
+        """What is said of a rate that no scale shows, always 0 or almost."""
+        return f" lr {self.peak:.3g}" if self.peak < _TINY else ""
+
+    @property
     def end(self) -> tuple[int, float]:
         """The last step at which it trains, and its rate there."""
         known = zip(self.steps, self.rates, strict=True)
@@ -160,7 +167,7 @@ def _courses(run: Simulation) -> list[_Course]:
 def _course(run: Simulation, names: Sequence[str], kept: Sequence[int]) -> _Course:
     """Returns what is drawn of groups: the rates at steps, or the range from each to the next."""
     name = names[0]
-    label = name + (f" +{len(names) - 1}" if len(names) > 1 else "")
+    label = plain(name) + (f" +{len(names) - 1}" if len(names) > 1 else "")
     trains, steps = run.trains[name], [run.steps[k] for k in kept]
     spans = [*pairwise([*kept, len(run.steps)])]
     lows = [min(run.lows[name][a:b]) if trains[a] else math.nan for a, b in spans]
@@ -206,13 +213,13 @@ class _Sheet(NamedTuple):
 
     def up(self, rate: float) -> float:
         """Returns where a rate stands, from 0 at the bottom to 1 at the top."""
-        place = math.log(max(rate, self.low) / self.low) / math.log(self.high / self.low)
-        return min(1.0, place)
+        low, high = math.log(self.low), math.log(self.high)
+        return min(1.0, (math.log(max(rate, self.low)) - low) / (high - low))
 
 
 def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
     """Makes room for lines, in a new figure or in given axes, with a scale for their rates."""
-    names = max((text_width(course.label, _TYPE) for course in courses), default=0.5)
+    names = max((text_width(course.label + course.off, _TYPE) for course in courses), default=0.5)
     if ax is None:
         names = min(names, 2.5)
         width = 5.0 + names + _LEADER
@@ -222,13 +229,13 @@ def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
         width, height, _ = room(ax, 1.0)
         width *= 1.0 if ax.figure.get_layout_engine() is None else 1.4
         names = min(names, 0.35 * width)
-    peaks = [course.peak for course in courses] or [1.0]
+    peaks = [min(course.peak, _HUGE) for course in courses if not course.off] or [1.0]
     least = min(
-        (rate for course in courses for rate in (*course.rates, *course.lows) if rate > 0),
+        (rate for course in courses for rate in (*course.rates, *course.lows) if rate >= _TINY),
         default=1.0,
     )
     low, high = max(least, min(peaks) / _BELOW), max(peaks)
-    margin = max((high / low) ** 0.05, 2.0 if high < 2 * low else 1.0)
+    margin = max(high**0.05 / low**0.05, 2.0 if high < 2 * low else 1.0)
     sheet = _Sheet(ax, width, height, names, low / margin, high * margin)
     ax.set_yscale("log")
     ax.set_ylim(sheet.low, sheet.high)
@@ -251,6 +258,8 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
         thick = 1.8 if k in named else 0.7
         last = course.rates[-1]
         steps, rates = [*course.steps, total], [*course.rates, last]
+        if course.off:
+            rates = [max(rate, sheet.low) for rate in rates]
         (line,) = ax.plot(steps, rates, color=colour, linewidth=thick, drawstyle="steps-post")
         line.set_gid(course.label)
         if course.lows:
@@ -263,7 +272,7 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
         start = min(step + 1, total) / total * sheet.share, sheet.up(rate)
         ax.plot(*zip(start, place, strict=True), transform=ax.transAxes, **_LEADER_STYLE)
         ax.annotate(
-            shortened(courses[k].label, "", sheet.names, _TYPE),
+            shortened(courses[k].label, courses[k].off, sheet.names, _TYPE),
             place,
             xycoords="axes fraction",
             xytext=(3, 0),
@@ -339,4 +348,5 @@ def _draw_starts(sheet: _Sheet, resolved: ResolvedPlan, run: Simulation) -> None
             ha="center",
             va="bottom",
             fontsize=_TYPE,
+            parse_math=False,
         )

@@ -50,7 +50,7 @@ class Moments(NamedTuple):
     """
 
     lines: tuple[Line, ...]
-    times: tuple[float, ...]
+    times: tuple[int, ...]
     unit: str
 
     @property
@@ -88,7 +88,7 @@ def moments(resolved: ResolvedPlan) -> Moments:
     line = Line(phases, (*edges, end))
     if monitors or not unit:
         return Moments((line,), (), unit)
-    starts = [float(phase.start) for phase in phases]
+    starts = [phase.start for phase in phases]
     return Moments((line,), (*starts, _end(starts, total)), unit)
 
 
@@ -107,8 +107,8 @@ def _edge(unit: str, moment: int) -> Edge:
     return Edge(f"{moment:,}", f"{unit} {moment:,}" if moment else "0")
 
 
-def _end(starts: Sequence[float], total: int | None) -> float:
+def _end(starts: Sequence[int], total: int | None) -> int:
     """Returns where the last phase ends; one without an end is as long as the longest other."""
     if total is not None:
-        return float(total)
-    return starts[-1] + max((b - a for a, b in pairwise(starts)), default=1.0)
+        return total
+    return starts[-1] + max((b - a for a, b in pairwise(starts)), default=1)

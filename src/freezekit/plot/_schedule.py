@@ -193,7 +193,7 @@ def _width(when: Moments) -> float:
     if not when.times:
         return least
     shortest = min(b - a for a, b in pairwise(when.times))
-    scaled = _READABLE * (when.times[-1] - when.times[0]) / shortest
+    scaled = _READABLE / (shortest / when.times[-1] or 1e-9)
     return max(least, scaled) if scaled <= _LONGEST else least
 
 
