@@ -127,8 +127,14 @@ def test_lengths_come_from_the_plan_or_the_call() -> None:
     assert simulate(made, Run(0.1, steps_per_epoch=5)).total == 20
     with pytest.raises(PlanError, match=r"^the plan counts in epochs, a simulation in steps; "):
         simulate(made, Run(0.1))
+    assert simulate(made, Run(0.1, steps_per_epoch=5, total_steps=18)).total == 18
+    for steps, said in ((7, "2 epochs of 5 steps"), (15, "3 epochs of 5"), (21, "5 epochs of 5")):
+        wrong = rf"^total_steps={steps} is {said}.*, and the plan was resolved with total_epochs=4;"
+        with pytest.raises(PlanError, match=wrong):
+            simulate(made, Run(0.1, steps_per_epoch=5, total_steps=steps))
+    stepped = FreezePlan().freeze("[0]", until_step=5).resolve(model(), total_steps=20)
     with pytest.raises(PlanError, match=r"^total_steps=7 contradicts the 20 that the plan was "):
-        simulate(made, Run(0.1, steps_per_epoch=5, total_steps=7))
+        simulate(stepped, Run(0.1, total_steps=7))
     bare = FreezePlan().resolve(model())
     with pytest.raises(PlanError, match=r"^how long training is, is not known; pass total_steps="):
         simulate(bare, Run(0.1))

@@ -211,16 +211,33 @@ def _lengths(resolved: ResolvedPlan, run: Run) -> tuple[int, int | None]:
     if per_epoch is None and (time.unit == "epoch" or run.interval == "epoch"):
         who = "the plan counts" if time.unit == "epoch" else "the scheduler is stepped"
         raise PlanError(f"{who} in epochs, a simulation in steps; pass steps_per_epoch=...")
-    whole = known["total_steps"]
-    if whole is None and per_epoch and known["total_epochs"]:
-        whole = per_epoch * known["total_epochs"]
-    total = _agreed("total_steps", run.total_steps, whole)
+    total = _agreed("total_steps", run.total_steps, known["total_steps"])
+    epochs = known["total_epochs"]
+    if known["total_steps"] is None and per_epoch and epochs:
+        total = _of_epochs(run.total_steps, per_epoch, epochs)
     if total is None:
         raise PlanError(
             "how long training is, is not known; pass total_steps=..., or resolve the plan with "
             "its totals"
         )
     return total, per_epoch
+
+
+def _of_epochs(given: int | None, per_epoch: int, epochs: int) -> int:
+    """Returns the steps of a number of epochs, of which the last may be short.
+
+    Raises:
+        PlanError: what is given is of another number of epochs.
+    """
+    if given is None:
+        return per_epoch * epochs
+    taken = -(-given // per_epoch)
+    if taken != epochs:
+        raise PlanError(
+            f"total_steps={given} is {taken} epoch{'' if taken == 1 else 's'} of {per_epoch} "
+            f"steps, and the plan was resolved with total_epochs={epochs}; leave total_steps out"
+        )
+    return given
 
 
 def _agreed(name: str, given: int | None, known: int | None) -> int | None:
