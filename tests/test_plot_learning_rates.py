@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pictures import CASES, check_texts, outside, render, texts, touching
+from pictures import CASES, check_texts, grey, outside, render, texts, touching
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -195,3 +195,11 @@ def test_extreme_rates_are_drawn(lr: float) -> None:
     plan = FreezePlan().group("0", lr=lr).group("1", lr=0.1)
     check_texts(learning_rates(plan.resolve(layers, total_steps=3), lr=0.1))
     check_texts(learning_rates(FreezePlan().resolve(layers, total_steps=3), lr=lr))
+
+
+def test_lines_are_seen_on_a_dark_page() -> None:
+    """No line is as dark as a dark page, nor as light as a light one."""
+    for page, way in (("black", 1), ("white", -1)):
+        with mpl.rc_context({"axes.facecolor": page}):
+            shades = [grey(line.get_color()) for line in lines(draw("forty_eight")).values()]
+        assert min(way * (shade - grey(page)) for shade in shades) > 15

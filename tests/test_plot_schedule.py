@@ -6,6 +6,7 @@ from functools import cache
 from itertools import pairwise
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -495,3 +496,27 @@ def test_settings_are_left_alone() -> None:
         before = dict(mpl.rcParams)
         check_texts(draw("six"))
         assert dict(mpl.rcParams) == before
+
+
+def test_the_line_of_backward_is_seen_on_a_dark_page() -> None:
+    """Around the line is a halo, so that it stands out from a page that is dark."""
+    with mpl.rc_context({"figure.facecolor": "black", "axes.facecolor": "black"}):
+        ax = draw("six")
+        (line,) = (each for each in ax.collections if isinstance(each, LineCollection))
+        assert grey(line.get_color()[0]) < 20
+        canvas = render(ax)
+        shown = np.asarray(canvas.buffer_rgba())
+        (start, end) = ax.transData.transform(line.get_segments()[-1])
+        x, y = int((start[0] + end[0]) / 2), int(ax.figure.bbox.height - start[1])
+        around = shown[y - 4 : y + 5, x, 0]
+        assert around.min() < 60
+        assert around.max() > 180
+
+
+def test_equal_phases_are_to_scale_however_narrow() -> None:
+    """Of 300 equal epochs the axis says nothing, as they are to scale."""
+    layers = nn.Sequential(*(nn.Linear(1, 1) for _ in range(300)))
+    plan = FreezePlan().freeze("**").unfreeze_layerwise(start_epoch=0, every_epochs=1)
+    assert schedule(plan.resolve(layers, total_epochs=300)).get_xlabel() == "epoch"
+    assert schedule(plan.resolve(layers)).get_xlabel() == "epoch, end not known"
+    assert schedule(plan.resolve(layers, total_epochs=301)).get_xlabel() == "epoch, not to scale"

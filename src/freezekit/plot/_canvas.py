@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+    from matplotlib.typing import ColorType
 
 MAX_ROWS = 48
 SMALL = 8.0
@@ -201,10 +202,21 @@ def scale_counts(ax: Axes, most: int, decades: float, width: float) -> None:
     ax.set_axisbelow(True)
 
 
-def decades_of(counts: Sequence[int], texts: Sequence[str], width: float, size: float) -> float:
-    """Returns how many decades fit into a width so that each count has room for its text."""
-    decades = 1.0
-    for count, text in zip(counts, texts, strict=True):
+def decades_of(
+    counts: Sequence[int], texts: Sequence[str], width: float, size: float, stride: int = 1
+) -> float:
+    """Returns how many decades fit into a width so that each count has room for its text.
+
+    Args:
+        counts: all counts.
+        texts: those of every `stride`-th count.
+        width: of the scale.
+        size: of the texts.
+        stride: every which of the counts has a text.
+    """
+    wide = math.log10(max(*counts, 1) / START)
+    decades = max(1.0, wide * width / max(0.2 * width, width - 0.1))
+    for count, text in zip(counts[::stride], texts, strict=True):
         left = max(0.2 * width, width - text_width(text, size) - 0.1)
         decades = max(decades, math.log10(max(count, 1) / START) * width / left)
     return decades
@@ -218,6 +230,14 @@ def rounded(count: int) -> str:
 
 def _thousands(power: int) -> str:
     return f"{10 ** (power % 3)}{_UNITS[min(power // 3, 4)]}"
+
+
+def is_light(colour: ColorType) -> bool:
+    """Returns whether black is the better colour for a text on a fill."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (part**2.2 for part in to_rgb(colour))
+    return bool(0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18)
 
 
 def title_above(ax: Axes, title: str, pad: float) -> None:

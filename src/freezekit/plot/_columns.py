@@ -137,7 +137,10 @@ def _evenly(when: Moments, edges: Sequence[Edge], width: float) -> Columns:
     lines = tuple(_places(when.lines))
     inch = width / lines[-1][-1]
     caption = when.unit or "training"
-    if len(when.phases) > 1:
+    lengths = {b - a for a, b in pairwise(when.times)}
+    if len(lengths) == 1 and not edges[-1].short:
+        caption += ", end not known"
+    elif len(lengths) != 1 and len(when.phases) > 1:
         caption += ", not to scale"
     if len(lines) > 1:
         caption += f"; once a metric stalls, training goes on in the next part at that {when.unit}"

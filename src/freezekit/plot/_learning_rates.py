@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._resolved import ResolvedPlan
 from .._simulation import Run, Simulation, simulate
-from ._canvas import SMALL, new_figure, room, title_above
+from ._canvas import SMALL, is_light, new_figure, room, title_above
 from ._moments import moments
 from ._texts import plain, shortened, text_width
 
@@ -248,13 +248,14 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
 
     ax, limit = sheet.ax, max(1, min(_LABELS, int(sheet.height / _LINE)))
     shades = colormaps["viridis"]
+    first, span = (0.0, 0.88) if is_light(ax.get_facecolor()) else (0.3, 0.7)
     ends = [(sheet.up(course.end[1]), course.peak) for course in courses]
     by_end = sorted(range(len(courses)), key=ends.__getitem__)
     named = by_end if len(by_end) <= limit else [
         by_end[round(k * (len(by_end) - 1) / max(1, limit - 1))] for k in range(limit)
     ]  # fmt: skip
     for k, course in enumerate(courses):
-        colour = shades(0.88 * k / max(1, len(courses) - 1))
+        colour = shades(first + span * k / max(1, len(courses) - 1))
         thick = 1.8 if k in named else 0.7
         last = course.rates[-1]
         steps, rates = [*course.steps, total], [*course.rates, last]

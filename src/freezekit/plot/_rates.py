@@ -105,11 +105,3 @@ def _spread(values: Sequence[float], limit: int) -> list[float]:
     wanted = [low + (high - low) * k / (limit - 1) for k in range(limit)]
     near = [min(values, key=lambda value: abs(_log(value) - each)) for each in wanted]
     return sorted(set(near))
-
-
-def is_light(colour: str) -> bool:
-    """Returns whether black is the better colour for a text on a fill."""
-    from matplotlib.colors import to_rgb
-
-    red, green, blue = (part**2.2 for part in to_rgb(colour))
-    return bool(0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18)

@@ -25,6 +25,7 @@ from ._canvas import (
     decades_of,
     fill,
     hatched_pitch,
+    is_light,
     key,
     label_rows,
     new_figure,
@@ -37,7 +38,7 @@ from ._canvas import (
 )
 from ._columns import BETWEEN, Columns, columns, wanted
 from ._moments import Moments, moments
-from ._rates import UNKNOWN_HATCH, Rates, is_light
+from ._rates import UNKNOWN_HATCH, Rates
 from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _AROUND = 1.5  # inches above and below the rows
 _RATE = 8.0
 _TICKS = 7.0
 _FRONTIER: dict[str, Any] = {"color": "#111111", "linewidth": 2.4}
+_HALO: dict[str, Any] = {"foreground": "white", "linewidth": 4.0}  # for pages that are dark
 
 
 def schedule(
@@ -299,6 +301,7 @@ def _write_rate(sheet: _Sheet, stretch: _Stretch) -> None:
 def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
     """Draws where backward stops in each phase; returns whether it does in any."""
     from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
 
     rows = {part: y for y, row in enumerate(sheet.rows) for part in row.parts}
     lines = [
@@ -307,6 +310,7 @@ def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
         if at is not None
     ]
     made = LineCollection(lines, **_FRONTIER, zorder=3, clip_on=False)
+    made.set_path_effects([withStroke(**_HALO)])
     made.set_gid("backward stops")
     sheet.ax.add_collection(made, autolim=False)
     return bool(lines)
@@ -321,10 +325,7 @@ def _draw_counts(sheet: _Sheet) -> None:
     counts = [row.numel for row in rows]
     exact = sheet.bars >= _EXACT
     texts = [f"{count:,}" if exact else rounded(count) for count in counts[::stride]]
-    decades = max(
-        decades_of(counts[::stride], texts, sheet.bars, size),
-        decades_of([max(counts)], [""], sheet.bars, size),
-    )
+    decades = decades_of(counts, texts, sheet.bars, size, stride)
     half = _HIGH / 2
     boxes = [(START, max(count, 1), y - half, y + half) for y, count in enumerate(counts)]
     fill(beside, boxes, COUNTS, edges=len(rows) <= EDGED, label="parameters")
@@ -340,6 +341,7 @@ def _draw_counts(sheet: _Sheet) -> None:
 def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     """Draws the names, the moments, the shares that train, the legend and the title."""
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
 
     ax, frame, time = sheet.ax, sheet.frame, sheet.time
     size, stride = frame.font_size, frame.stride(len(sheet.rows))
@@ -368,7 +370,9 @@ def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     keys = [key("Frozen", FROZEN, "xx"), *sheet.rates.keys()]
     if stops:
         doubt = " (if layers run in this order)" if data.notes else ""
-        keys.append(Line2D([], [], label=f"Backward stops{doubt}", **_FRONTIER))
+        halo = [withStroke(**_HALO)]
+        label = f"Backward stops{doubt}"
+        keys.append(Line2D([], [], label=label, path_effects=halo, **_FRONTIER))
     Heading(title, "", keys, lift).draw(ax, frame.width)
 
 
