@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -13,8 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from .._resolved import ResolvedPlan
 from .._simulation import Run, Simulation, simulate
 from ._canvas import SMALL, is_light, new_figure, room, title_above
+from ._courses import HUGE, TINY, Course, distinct
 from ._moments import moments
-from ._texts import plain, shortened, text_width
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +24,6 @@ _LINE = 0.14  # inches from name to name
 _TYPE = 7.0
 _LEADER = 0.35  # inches between lines and names
 _BELOW = 100  # by how much less than the lowest peak a rate may be before it leaves the scale
-_POINTS = 800  # of a line, more than pixels
-_LEAST_POINTS = 100
-_DRAWN = 60_000  # points of all lines together
-_SWING = 1.1  # what a rate goes up and down by, between the steps drawn, that is to be seen
-_TINY, _HUGE = 1e-290, 1e290  # between them is what a log scale shows
 _LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
 _START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
 
@@ -98,7 +93,7 @@ def learning_rates(
             "pass applied.resolved"
         )
     run = simulate(resolved, Run(lr, scheduler, total_steps, steps_per_epoch, interval))
-    courses = _courses(run)
+    courses = distinct(run)
     sheet = _sheet(courses, ax)
     _draw_lines(sheet, courses, run.total)
     _draw_scales(sheet, run.total)
@@ -110,81 +105,6 @@ def learning_rates(
     title = f"{resolved._tree.class_names[0]}, {count} param group{'s' if count > 1 else ''}"
     title_above(sheet.ax, title, 14.0)
     return sheet.ax
-
-
-class _Course(NamedTuple):
-    """The rates of the groups that always have the same one.
-
-    Attributes:
-        label: their name.
-        steps: the steps drawn.
-        rates: the rate at each, or the greatest until the next one where it goes up and down
-            between them; NaN while nothing of it trains.
-        lows: the least one until the next; none where it is about the same.
-    """
-
-    label: str
-    steps: list[int]
-    rates: list[float]
-    lows: list[float]
-
-    @property
-    def peak(self) -> float:
-        """The highest rate."""
-        return max(rate for rate in self.rates if not math.isnan(rate))
-
-    @property
-    def off(self) -> str:
-        """What is said of a rate that no scale shows, always 0 or almost."""
-        return f" lr {self.peak:.3g}" if self.peak < _TINY else ""
-
-    @property
-    def end(self) -> tuple[int, float]:
-        """The last step at which it trains, and its rate there."""
-        known = zip(self.steps, self.rates, strict=True)
-        return [each for each in known if not math.isnan(each[1])][-1]
-
-
-def _courses(run: Simulation) -> list[_Course]:
-    """Returns the distinct courses, in the order of the groups; those that train at all."""
-    alike: dict[object, list[str]] = {}
-    for name, rates in run.rates.items():
-        if any(run.trains[name]):
-            key = (rates, run.lows[name], run.highs[name], run.trains[name])
-            alike.setdefault(key, []).append(name)
-    most = min(_POINTS, max(_LEAST_POINTS, _DRAWN // max(1, len(alike))))
-    stride = math.ceil(len(run.steps) / most)
-    begins = {start for start, _ in run.starts}
-    last = run.steps[-1]
-    kept = [
-        k
-        for k, step in enumerate(run.steps)
-        if k % stride == 0 or {step, step + 1} & begins or step == last
-    ]
-    return [_course(run, names, kept) for names in alike.values()]
-
-
-def _course(run: Simulation, names: Sequence[str], kept: Sequence[int]) -> _Course:
-    """Returns what is drawn of groups: the rates at steps, or the range from each to the next."""
-    name = names[0]
-    label = plain(name) + (f" +{len(names) - 1}" if len(names) > 1 else "")
-    trains, steps = run.trains[name], [run.steps[k] for k in kept]
-    spans = [*pairwise([*kept, len(run.steps)])]
-    lows = [min(run.lows[name][a:b]) if trains[a] else math.nan for a, b in spans]
-    highs = [max(run.highs[name][a:b]) if trains[a] else math.nan for a, b in spans]
-    rates = [run.rates[name][k] if trains[k] else math.nan for k in kept]
-    if _swings(lows, highs):
-        return _Course(label, steps, highs, lows)
-    return _Course(label, steps, rates, [])
-
-
-def _swings(lows: Sequence[float], highs: Sequence[float]) -> bool:
-    """Returns whether a rate goes up and down between the steps drawn, not only one way."""
-    ranges = [each for each in zip(lows, highs, strict=True) if not math.isnan(each[0])]
-    return any(
-        high > _SWING * low and min(high, before[1]) > _SWING * max(low, before[0])
-        for before, (low, high) in pairwise(ranges)
-    )
 
 
 class _Sheet(NamedTuple):
@@ -217,7 +137,7 @@ class _Sheet(NamedTuple):
         return min(1.0, (math.log(max(rate, self.low)) - low) / (high - low))
 
 
-def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
+def _sheet(courses: Sequence[Course], ax: Axes | None) -> _Sheet:
     """Makes room for lines, in a new figure or in given axes, with a scale for their rates."""
     names = max((text_width(course.label + course.off, _TYPE) for course in courses), default=0.5)
     if ax is None:
@@ -229,9 +149,9 @@ def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
         width, height, _ = room(ax, 1.0)
         width *= 1.0 if ax.figure.get_layout_engine() is None else 1.4
         names = min(names, 0.35 * width)
-    peaks = [min(course.peak, _HUGE) for course in courses if not course.off] or [1.0]
+    peaks = [min(course.peak, HUGE) for course in courses if not course.off] or [1.0]
     least = min(
-        (rate for course in courses for rate in (*course.rates, *course.lows) if rate >= _TINY),
+        (rate for course in courses for rate in (*course.rates, *course.lows) if rate >= TINY),
         default=1.0,
     )
     low, high = max(least, min(peaks) / _BELOW), max(peaks)
@@ -242,7 +162,7 @@ def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
     return sheet
 
 
-def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
+def _draw_lines(sheet: _Sheet, courses: Sequence[Course], total: int) -> None:
     """Draws the lines, those with names thick, and the names in the order of their ends."""
     from matplotlib import colormaps
 

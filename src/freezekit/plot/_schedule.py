@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from .._grid import Cell, Grid, grid
+from .._grid import Grid, grid
 from .._resolved import ResolvedPlan
 from ._bands import Strip, strips
 from ._canvas import (
@@ -19,13 +18,11 @@ from ._canvas import (
     SMALL,
     START,
     WIDEST,
-    Box,
     Frame,
     Heading,
     decades_of,
     fill,
     hatched_pitch,
-    is_light,
     key,
     label_rows,
     new_figure,
@@ -36,15 +33,15 @@ from ._canvas import (
     scale_counts,
     write,
 )
+from ._cells import HIGH, Sheet, draw_cells
 from ._columns import BETWEEN, Columns, columns, wanted
 from ._moments import Moments, moments
-from ._rates import UNKNOWN_HATCH, Rates
+from ._rates import Rates
 from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HIGH = 0.88  # height of a cell in rows
 _GAP = 0.2  # inches between the phases and the bars
 _BARS = 1.9  # inches of bars in a figure of our own
 _EXACT = 1.5  # inches of bars from which counts are exact
@@ -52,7 +49,6 @@ _COLUMN = 0.8  # inches of a phase in a figure of our own
 _READABLE = 0.5  # inches of a phase in which a rate has room
 _LONGEST = 8.0  # inches of all phases
 _AROUND = 1.5  # inches above and below the rows
-_RATE = 8.0
 _TICKS = 7.0
 _FRONTIER: dict[str, Any] = {"color": "#111111", "linewidth": 2.4}
 _HALO: dict[str, Any] = {"foreground": "white", "linewidth": 4.0}  # for pages that are dark
@@ -125,7 +121,7 @@ def schedule(
     when = moments(resolved)
     data = _during(grid(resolved, base_lr=base_lr, depth=depth), when)
     sheet = _new(data, when, max_rows) if ax is None else _given(data, when, ax, max_rows)
-    _draw_cells(sheet)
+    draw_cells(sheet)
     stops = _draw_frontiers(sheet, data)
     _draw_counts(sheet)
     count = len(when.phases)
@@ -142,43 +138,22 @@ def _during(data: Grid, when: Moments) -> Grid:
     return data._replace(bands=tuple(bands), frontiers=frontiers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sheet:
-    """Axes with rows and columns.
-
-    Attributes:
-        ax: the axes.
-        frame: their sizes; its width is that of all of it.
-        bars: inches of the bars at the right.
-        rows: the rows.
-        time: the columns.
-        rates: the shades.
-    """
-
-    ax: Axes
-    frame: Frame
-    bars: float
-    rows: Sequence[Strip]
-    time: Columns
-    rates: Rates
-
-
 def _bars(width: float) -> float:
     """Returns the inches of the bars in axes of a width."""
     return min(_BARS, 0.35 * width)
 
 
-def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, time: Columns) -> _Sheet:
+def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, time: Columns) -> Sheet:
     """Gathers the sizes of a picture, and the range of its rates."""
     cells = [cell for row in rows for cell in row.cells]
-    return _Sheet(ax, frame, _bars(frame.width), rows, time, Rates(cells, data.unit))
+    return Sheet(ax, frame, _bars(frame.width), rows, time, Rates(cells, data.unit))
 
 
-def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
+def _new(data: Grid, when: Moments, max_rows: int) -> Sheet:
     rows, dpi = strips(data, max_rows), own_dpi()
     width = _width(when) + _GAP + _BARS
     partial = any(cell.state == "partial" for row in rows for cell in row.cells)
-    least = max(0.17, hatched_pitch(dpi, _HIGH / 2 if partial else _HIGH))
+    least = max(0.17, hatched_pitch(dpi, HIGH / 2 if partial else HIGH))
     frame = Frame(width, WIDEST, pitch_of(len(rows), least, dpi), dpi)
     size, stride = frame.font_size, frame.stride(len(rows))
     labels = [text_width(_label(row, WIDEST, size), size) for row in rows[::stride]]
@@ -199,7 +174,7 @@ def _width(when: Moments) -> float:
     return max(least, scaled) if scaled <= _LONGEST else least
 
 
-def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> _Sheet:
+def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> Sheet:
     width, height, label_width = room(ax, _AROUND)
     time = columns(when, width - _bars(width) - _GAP)
     if ax.figure.get_layout_engine() is not None:
@@ -214,91 +189,7 @@ def _label(row: Strip, room: float, size: float) -> str:
     return shortened(row.name or "(own)", end, room, size)
 
 
-class _Stretch(NamedTuple):
-    """What a row shows, in phases that follow each other and in which it shows the same.
-
-    Attributes:
-        y: the row.
-        left: where it begins.
-        right: where it ends.
-        cell: what is shown.
-    """
-
-    y: int
-    left: float
-    right: float
-    cell: Cell
-
-
-def _stretches(sheet: _Sheet) -> Iterator[_Stretch]:
-    """Yields what the rows show, from the top down."""
-    lines = [[*pairwise(line)] for line in sheet.time.lines]
-    for y, row in enumerate(sheet.rows):
-        cells = iter(row.cells)
-        for line in lines:
-            spans = zip(line, cells, strict=False)
-            for _, same in groupby(spans, lambda each: each[1]._replace(trainable=0)):
-                found = [*same]
-                yield _Stretch(y, found[0][0][0], found[-1][0][1], found[0][1])
-
-
-def _draw_cells(sheet: _Sheet) -> None:
-    """Draws what is frozen and each shade of what trains at once, then the rates inside."""
-    boxes: dict[tuple[str, str], list[Box]] = {}
-    colours: dict[str, dict[str, str]] = {"frozen": FROZEN}
-    stretches = [*_stretches(sheet)]
-    for y, left, right, cell in stretches:
-        text = sheet.rates.text(cell)
-        colours.setdefault(text or "trainable", sheet.rates.colours(cell))
-        for part, what, hatch in zip(
-            _halves(y, cell),
-            ("frozen", text or "trainable"),
-            ("xx", "" if text else UNKNOWN_HATCH),
-            strict=True,
-        ):
-            if part:
-                height = (part[1] - part[0]) * sheet.frame.pitch
-                large = sheet.frame.hatches((right - left) * sheet.time.inch, height)
-                boxes.setdefault((what, hatch if large else ""), []).append((left, right, *part))
-    edges = len(sheet.rows) <= EDGED
-    for (what, hatch), made in boxes.items():
-        fill(sheet.ax, made, colours[what], hatch=hatch, edges=edges, label=what)
-    for stretch in stretches:
-        _write_rate(sheet, stretch)
-
-
-def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Returns top and bottom of what a cell shows as frozen, and of what it shows as trainable."""
-    top, bottom = y - _HIGH / 2, y + _HIGH / 2
-    if cell.state == "partial":
-        return (top, y), (y, bottom)
-    if cell.state == "trainable":
-        return None, (top, bottom)
-    return ((top, bottom) if cell.state == "frozen" else None), None
-
-
-def _write_rate(sheet: _Sheet, stretch: _Stretch) -> None:
-    """Writes the rate of a stretch that trains, where there is room."""
-    size = min(_RATE, sheet.frame.font_size)
-    y, left, right, cell = stretch
-    _, warm = _halves(y, cell)
-    text = sheet.rates.text(cell)
-    if not (warm and text) or 72 * (warm[1] - warm[0]) * sheet.frame.pitch < 1.1 * size:
-        return
-    if sheet.rates.width(text, size) > (right - left) * sheet.time.inch - 0.06:
-        return
-    sheet.ax.text(
-        (left + right) / 2,
-        sum(warm) / 2,
-        text,
-        ha="center",
-        va="center_baseline",
-        fontsize=size,
-        color="black" if is_light(sheet.rates.colours(cell)["facecolor"]) else "white",
-    )
-
-
-def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
+def _draw_frontiers(sheet: Sheet, data: Grid) -> bool:
     """Draws where backward stops in each phase; returns whether it does in any."""
     from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
@@ -316,7 +207,7 @@ def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
     return bool(lines)
 
 
-def _draw_counts(sheet: _Sheet) -> None:
+def _draw_counts(sheet: Sheet) -> None:
     """Draws the bars of parameter counts in an inset that shares the rows."""
     ax, frame, rows = sheet.ax, sheet.frame, sheet.rows
     size, stride = frame.font_size, frame.stride(len(rows))
@@ -326,7 +217,7 @@ def _draw_counts(sheet: _Sheet) -> None:
     exact = sheet.bars >= _EXACT
     texts = [f"{count:,}" if exact else rounded(count) for count in counts[::stride]]
     decades = decades_of(counts, texts, sheet.bars, size, stride)
-    half = _HIGH / 2
+    half = HIGH / 2
     boxes = [(START, max(count, 1), y - half, y + half) for y, count in enumerate(counts)]
     fill(beside, boxes, COUNTS, edges=len(rows) <= EDGED, label="parameters")
     scale_counts(beside, max(counts), decades, sheet.bars)
@@ -338,7 +229,7 @@ def _draw_counts(sheet: _Sheet) -> None:
     beside.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
+def _draw_around(sheet: Sheet, title: str, data: Grid, stops: bool) -> None:
     """Draws the names, the moments, the shares that train, the legend and the title."""
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
