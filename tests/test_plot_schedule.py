@@ -503,7 +503,7 @@ def test_the_line_of_backward_is_seen_on_a_dark_page() -> None:
     with mpl.rc_context({"figure.facecolor": "black", "axes.facecolor": "black"}):
         ax = draw("six")
         (line,) = (each for each in ax.collections if isinstance(each, LineCollection))
-        assert grey(line.get_color()[0]) < 20
+        assert grey(line.get_color()[0]) > 90
         canvas = render(ax)
         shown = np.asarray(canvas.buffer_rgba())
         (start, end) = ax.transData.transform(line.get_segments()[-1])

@@ -80,6 +80,10 @@ def _course(run: Simulation, names: Sequence[str], kept: Sequence[int]) -> Cours
     highs = [max(run.highs[name][a:b]) if trains[a] else math.nan for a, b in spans]
     rates = [run.rates[name][k] if trains[k] else math.nan for k in kept]
     if _swings(lows, highs):
+        for k in range(1, len(kept)):  # beside others a single step says nothing of a range
+            single = [*steps, steps[-1] + 1][k + 1] - steps[k] == 1
+            if single and not math.isnan(lows[k] + lows[k - 1]):
+                lows[k], highs[k] = min(lows[k - 1 : k + 1]), max(highs[k - 1 : k + 1])
         return Course(label, steps, highs, lows)
     return Course(label, steps, rates, [])
 

@@ -154,7 +154,8 @@ def _sheet(courses: Sequence[Course], ax: Axes | None) -> _Sheet:
         (rate for course in courses for rate in (*course.rates, *course.lows) if rate >= TINY),
         default=1.0,
     )
-    low, high = max(least, min(peaks) / _BELOW), max(peaks)
+    depth = _BELOW**2 if any(course.lows for course in courses) else _BELOW
+    low, high = max(least, min(peaks) / depth), max(peaks)
     margin = max(high**0.05 / low**0.05, 2.0 if high < 2 * low else 1.0)
     sheet = _Sheet(ax, width, height, names, low / margin, high * margin)
     ax.set_yscale("log")

@@ -23,6 +23,7 @@ from ._canvas import (
     decades_of,
     fill,
     hatched_pitch,
+    is_light,
     key,
     label_rows,
     new_figure,
@@ -50,8 +51,7 @@ _READABLE = 0.5  # inches of a phase in which a rate has room
 _LONGEST = 8.0  # inches of all phases
 _AROUND = 1.5  # inches above and below the rows
 _TICKS = 7.0
-_FRONTIER: dict[str, Any] = {"color": "#111111", "linewidth": 2.4}
-_HALO: dict[str, Any] = {"foreground": "white", "linewidth": 4.0}  # for pages that are dark
+_FRONTIER = 2.4  # points
 
 
 def schedule(
@@ -189,10 +189,18 @@ def _label(row: Strip, room: float, size: float) -> str:
     return shortened(row.name or "(own)", end, room, size)
 
 
+def _frontier(ax: Axes) -> dict[str, Any]:
+    """Returns how the line of backward looks: told from the page, and from the cells by a halo."""
+    from matplotlib.patheffects import withStroke
+
+    colour, around = ("#111111", "white") if is_light(ax.get_facecolor()) else ("white", "black")
+    halo = withStroke(foreground=around, linewidth=_FRONTIER + 1.6)
+    return {"color": colour, "linewidth": _FRONTIER, "path_effects": [halo]}
+
+
 def _draw_frontiers(sheet: Sheet, data: Grid) -> bool:
     """Draws where backward stops in each phase; returns whether it does in any."""
     from matplotlib.collections import LineCollection
-    from matplotlib.patheffects import withStroke
 
     rows = {part: y for y, row in enumerate(sheet.rows) for part in row.parts}
     lines = [
@@ -200,8 +208,7 @@ def _draw_frontiers(sheet: Sheet, data: Grid) -> bool:
         for at, span in zip(data.frontiers, sheet.time.spans, strict=True)
         if at is not None
     ]
-    made = LineCollection(lines, **_FRONTIER, zorder=3, clip_on=False)
-    made.set_path_effects([withStroke(**_HALO)])
+    made = LineCollection(lines, **_frontier(sheet.ax), zorder=3, clip_on=False)
     made.set_gid("backward stops")
     sheet.ax.add_collection(made, autolim=False)
     return bool(lines)
@@ -232,7 +239,6 @@ def _draw_counts(sheet: Sheet) -> None:
 def _draw_around(sheet: Sheet, title: str, data: Grid, stops: bool) -> None:
     """Draws the names, the moments, the shares that train, the legend and the title."""
     from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
 
     ax, frame, time = sheet.ax, sheet.frame, sheet.time
     size, stride = frame.font_size, frame.stride(len(sheet.rows))
@@ -261,9 +267,7 @@ def _draw_around(sheet: Sheet, title: str, data: Grid, stops: bool) -> None:
     keys = [key("Frozen", FROZEN, "xx"), *sheet.rates.keys()]
     if stops:
         doubt = " (if layers run in this order)" if data.notes else ""
-        halo = [withStroke(**_HALO)]
-        label = f"Backward stops{doubt}"
-        keys.append(Line2D([], [], label=label, path_effects=halo, **_FRONTIER))
+        keys.append(Line2D([], [], label=f"Backward stops{doubt}", **_frontier(ax)))
     Heading(title, "", keys, lift).draw(ax, frame.width)
 
 
