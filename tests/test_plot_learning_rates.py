@@ -8,9 +8,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pictures import CASES, check_texts, outside, render, texts, touching
+from pictures import CASES, check_texts, grey, outside, render, texts, touching
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LinearLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+)
 
 from freezekit import FreezePlan, PlanError
 from freezekit.plot import learning_rates
@@ -144,3 +150,57 @@ def test_the_picture_of_a_long_run_is_small() -> None:
     points = sum(len(line.get_xdata()) for line in lines(ax).values())
     assert len(lines(ax)) == 80
     assert points < 70_000
+
+
+def test_a_rate_that_swings_between_the_steps_drawn_is_a_band() -> None:
+    """Of a cycle that is shorter than the sample's steps the range is drawn, not an alias."""
+    made = FreezePlan().resolve(nn.Linear(2, 2), total_steps=100_000)
+
+    def cyclic(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return CyclicLR(optimizer, base_lr=1e-4, max_lr=0.1, step_size_up=25)
+
+    ax = learning_rates(made, lr=0.1, scheduler=cyclic)
+    (band,) = ax.collections[:1]
+    _, low, _, high = band.get_paths()[0].get_extents().extents
+    assert (low, high) == pytest.approx((1e-4, 0.1), rel=0.05)
+    (line,) = lines(ax).values()
+    assert min(line.get_ydata()) == pytest.approx(0.1, rel=0.05)
+    assert ax.get_ylim()[0] < 1.2e-4
+    steady = learning_rates(
+        made, lr=0.1, scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 100_000)
+    )
+    assert len(steady.collections) == len(ax.collections) - 1
+
+
+def test_a_group_that_trains_at_zero_is_seen() -> None:
+    """A group that opens when the schedule is at 0 is a line at the bottom, and says so."""
+    made = FreezePlan().freeze("0").unfreeze("0", at_step=100)
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    ax = learning_rates(
+        made.resolve(layers, total_steps=200),
+        lr=0.1,
+        scheduler=lambda optimizer: LinearLR(optimizer, 1, 0, total_iters=100),
+    )
+    assert set(lines(ax)) == {"0", "1"}
+    assert "0 lr 0" in [text.get_text() for text in ax.texts]
+    rates = lines(ax)["0"].get_ydata().tolist()
+    assert all(math.isnan(rate) for rate in rates[:100])
+    assert set(rates[100:]) == {ax.get_ylim()[0]}
+    check_texts(ax)
+
+
+@pytest.mark.parametrize("lr", [1e-320, 1e-300, 1e300])
+def test_extreme_rates_are_drawn(lr: float) -> None:
+    """A rate at the end of what numbers can be is drawn, or said."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    plan = FreezePlan().group("0", lr=lr).group("1", lr=0.1)
+    check_texts(learning_rates(plan.resolve(layers, total_steps=3), lr=0.1))
+    check_texts(learning_rates(FreezePlan().resolve(layers, total_steps=3), lr=lr))
+
+
+def test_lines_are_seen_on_a_dark_page() -> None:
+    """No line is as dark as a dark page, nor as light as a light one."""
+    for page, way in (("black", 1), ("white", -1)):
+        with mpl.rc_context({"axes.facecolor": page}):
+            shades = [grey(line.get_color()) for line in lines(draw("forty_eight")).values()]
+        assert min(way * (shade - grey(page)) for shade in shades) > 15

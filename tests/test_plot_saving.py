@@ -116,3 +116,22 @@ def test_any_name_is_text_in_every_picture() -> None:
         save(ax, file, format="svg")
         written = {text.text for text in ElementTree.fromstring(file.getvalue()).iter(f"{SVG}text")}
         assert {"<script>", "$x_1$", 'a"&b'} <= written
+
+
+def test_names_of_any_characters_are_written() -> None:
+    """Without a warning; what is no character to write is an escape, and the SVG well-formed."""
+    model = nn.Sequential()
+    names = ("\u5c42", "a\nb", "c\td", "e\x01f", "\u05d0\u0301")
+    for name in names:
+        model.add_module(name, nn.Linear(2, 2))
+    plan = FreezePlan().layer_decay(decay=0.5)
+    monitor = {"monitor": "m\x02\u5c42", "mode": "min"}
+    made = plan.freeze("re:e.*").unfreeze("re:e.*", at_metric=monitor).resolve(model, total_steps=4)
+    for ax in (trainability(made), schedule(made), learning_rates(made, lr=0.1)):
+        for kind in MAGIC:
+            file = io.BytesIO()
+            save(ax, file, format=kind)
+            if kind == "svg":
+                root = ElementTree.fromstring(file.getvalue())
+                written = "|".join(str(text.text) for text in root.iter(f"{SVG}text"))
+                assert all(name in written for name in ("\u5c42", r"a\nb", r"c\td"))

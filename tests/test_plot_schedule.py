@@ -1,10 +1,12 @@
 """The picture of a plan over time, judged through the renderer."""
 
 import re
+import time
 from functools import cache
 from itertools import pairwise
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -68,10 +70,13 @@ def picture(name: str) -> Axes:
 
 def states(ax: Axes) -> list[list[str]]:
     """Returns what each cell shows, row by row: its text, "frozen", or both."""
+    columns = [*pairwise(float(x) for x in ax.get_xticks())]
     found: dict[int, dict[float, str]] = {}
     for box in boxes(ax):
         row = found.setdefault(int(box.y0 + 0.5), {})
-        row[box.x0] = "+".join(filter(None, [row.get(box.x0), box.what]))
+        for left, right in columns:
+            if box.x0 <= left and right <= box.x1:
+                row[left] = "+".join(filter(None, [row.get(left), box.what]))
     return [[row[x] for x in sorted(row)] for _, row in sorted(found.items())]
 
 
@@ -180,6 +185,21 @@ def test_backward_stops_at_the_first_layer_that_trains() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["Frozen"]
 
 
+def test_an_order_that_is_not_known_is_said() -> None:
+    """Where the order of the layers is only that of registration, the legend doubts the line."""
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("decoder", "encoder")})
+    plan = FreezePlan().freeze("decoder")
+    corrected = FreezePlan(layers={"blocks": ["encoder", "decoder"]}).freeze("encoder")
+    assert plan.resolve(model).layers.notes
+    for each, label in (
+        (plan, "Backward stops (if layers run in this order)"),
+        (corrected, "Backward stops"),
+    ):
+        legend = schedule(each.resolve(model)).get_legend()
+        assert legend is not None
+        assert legend.get_texts()[-1].get_text() == label
+
+
 def test_frontiers_are_those_of_the_grid_where_rows_are_joined() -> None:
     """The line stands above the row that holds the frontier, whatever shares it."""
     with torch.device("meta"):
@@ -243,7 +263,7 @@ def test_time_that_is_not_to_scale_says_so() -> None:
     assert ticks(ax) == ["0", "step 5", "step 9,000", "step 10,000"]
     assert ax.get_xlabel() == "step, not to scale"
     render(ax)
-    widths = {round(box.width) for box in boxes(ax)}
+    widths = {round(box.width / (box.x1 - box.x0)) for box in boxes(ax)}
     assert len(widths) == 1
     narrow = toy(FreezePlan().freeze("[0]", until_epoch=1), total_epochs=18)
     assert narrow.get_xlabel() == "epoch, not to scale"
@@ -267,6 +287,19 @@ def test_phases_after_the_end_are_left_out() -> None:
     assert states(ax)[1] == ["frozen", "frozen"]
 
 
+def test_phases_left_out_before_others_take_theirs_along() -> None:
+    """Cells, frontiers and shares are those of the phases drawn, also where one between is over."""
+    metric = {"monitor": "val", "mode": "min", "patience": 1}
+    plan = FreezePlan().freeze("**").unfreeze("3").unfreeze("2", at_metric=metric)
+    plan = plan.unfreeze("1", at_step=50)
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    ax = schedule(plan.resolve(layers, total_steps=40), base_lr=0.01)
+    assert ticks(ax) == ["0", "val stalls", "step 40"]
+    assert states(ax) == [["frozen"] * 2, ["frozen"] * 2, ["frozen", "0.01"], ["0.01"] * 2]
+    assert frontiers(ax) == [(0.0, 2.5), (1.0, 1.5)]
+    assert [text.get_text() for text in ax.texts if "%" in text.get_text()] == ["25 %", "50 %"]
+
+
 def test_a_metric_is_a_moment() -> None:
     """Where a rule waits for a metric the boundary says which, and time has no scale."""
     plan = FreezePlan().freeze("[0]").unfreeze("[0]", at_metric={"monitor": "val_loss"})
@@ -274,6 +307,57 @@ def test_a_metric_is_a_moment() -> None:
     assert ticks(ax) == ["", "val_loss stalls", ""]
     assert ax.get_xlabel() == "training, not to scale"
     assert states(ax)[0] == ["frozen", "0.01"]
+
+
+def waits(*monitors: str) -> FreezePlan:
+    """Returns a plan that opens layers 2, 1, ... as metrics stall."""
+    plan = FreezePlan().freeze("**").unfreeze("3")
+    for at, monitor in enumerate(monitors):
+        metric = {"monitor": monitor, "mode": "min", "patience": 1}
+        plan = plan.unfreeze(str(2 - at), at_metric=metric)
+    return plan
+
+
+def test_a_metric_and_a_clock_are_alternatives() -> None:
+    """Where both decide there is a line of columns for each number of stalls, apart and named."""
+    ax = toy(waits("val").unfreeze("1", at_step=5))
+    assert ticks(ax) == ["0", "step 5", "", "0", "step 5", ""]
+    first, second = ax.get_xticks()[:3], ax.get_xticks()[3:]
+    assert second[0] - first[-1] > 0.5
+    assert {"until val stalls", "once val has stalled"} <= {text.get_text() for text in ax.texts}
+    assert states(ax)[1] == ["frozen", "0.01"] * 2
+    assert states(ax)[2] == ["frozen", "frozen", "0.01", "0.01"]
+    told = ax.get_xlabel().replace("\n", " ")
+    assert told.endswith("once a metric stalls, training goes on in the next part at that step")
+    check_texts(ax)
+
+
+LONG = "eval_all-nli-dev_cosine_accuracy"
+CROWDED = {
+    "long_metrics": waits(LONG, LONG, "eval_loss_of_quora_duplicates_dev"),
+    "metrics_and_clock": waits(LONG, LONG).unfreeze("1.bias", at_step=1_000_000),
+    "many_metrics": waits(*[LONG] * 3).unfreeze("4", at_step=10**7, until_step=2 * 10**7),
+    "long_steps": waits().unfreeze("2", at_step=10**7).unfreeze("1", at_step=123_456_789),
+    "crowded_steps": FreezePlan()
+    .freeze("**")
+    .unfreeze_layerwise(start_step=1_000_000, every_steps=1_234_567),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_long_metrics_and_moments_leave_the_picture_whole(name: str) -> None:
+    """Texts stay whole and apart, and of a metric so much is written that it can be told."""
+    ax = toy(CROWDED[name])
+    check_texts(ax)
+    assert ax.get_title(loc="left").startswith("Sequential, ")
+    said = [text for text in ticks(ax) if "stalls" in text]
+    assert all(re.search("cosine_accuracy stalls|duplicates_dev stalls", text) for text in said)
+    figure = Figure((5, 4), layout="constrained")
+    narrow = figure.add_subplot()
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    check_texts(schedule(CROWDED[name].resolve(layers), narrow))
+    said = [text for text in ticks(narrow) if "stalls" in text]
+    assert all(re.search("sine_accuracy stalls|plicates_dev stalls", text) for text in said)
 
 
 def test_many_phases_keep_their_texts_apart() -> None:
@@ -308,7 +392,7 @@ def test_tiny_head_is_seen() -> None:
 
 
 def test_modules_at_a_depth() -> None:
-    """With `depth` the rows are modules, in the order of registration; their cells as the grid."""
+    """With `depth` the rows are modules, in the order of the layers; their cells as the grid."""
     body = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model = nn.ModuleDict({"b": body, "a": nn.Linear(2, 1)})
     made = FreezePlan().freeze("b.0").resolve(model)
@@ -350,6 +434,46 @@ def test_a_thousand_rows_can_be_drawn() -> None:
     assert len(labels(ax)) < 250
 
 
+def test_phases_in_which_a_row_stays_the_same_are_one_box() -> None:
+    """Of 60 narrow phases the stretches that are frozen have a hatch, and each is one box."""
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(60)))
+    plan = FreezePlan().freeze("**").unfreeze_layerwise(start_epoch=0, every_epochs=1)
+    ax = schedule(plan.resolve(layers, total_epochs=60), max_rows=60)
+    render(ax)
+    drawn = boxes(ax)
+    assert len(drawn) == 60 + 59
+    assert {box.hatch for box in drawn if box.what == "frozen" and box.width > 9} == {"xx"}
+
+
+def test_many_layers_in_many_phases_take_seconds() -> None:
+    """Drawing 300 layers in 300 phases costs no more than a few seconds of the processor."""
+    with torch.device("meta"):
+        layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(300)))
+    plan = FreezePlan().freeze("**").unfreeze_layerwise(start_epoch=0, every_epochs=1)
+    made = plan.layer_decay(decay=0.97).resolve(layers, total_epochs=300)
+    start = time.process_time()
+    schedule(made, base_lr=0.01, max_rows=300)
+    seconds = time.process_time() - start
+    assert seconds < 12, seconds
+
+
+def test_extremes_are_drawn() -> None:
+    """Rates that are almost 0, or whose product is, and moments far off, all have a picture."""
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tiny = FreezePlan().group("0", lr=1e-320)
+    check_texts(schedule(tiny.resolve(layers), base_lr=1.0))
+    none = FreezePlan().group("0", lr_mult=1e-200).group("1.bias", lr=1e300)
+    ax = schedule(none.resolve(layers), base_lr=1e-200)
+    check_texts(ax)
+    assert states(ax)[0] == ["0"]
+    for far in (10**18, 10**400):
+        late = FreezePlan().freeze("0", until_step=far).freeze("1.bias", until_step=far + 1)
+        made = late.resolve(layers, total_steps=far + 10)
+        if far < 10**400:
+            check_texts(schedule(made))
+        assert len(states(schedule(made))[0]) == 3
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     """Each wrong argument is named, with the way out."""
     model = nn.Linear(2, 2)
@@ -372,3 +496,27 @@ def test_settings_are_left_alone() -> None:
         before = dict(mpl.rcParams)
         check_texts(draw("six"))
         assert dict(mpl.rcParams) == before
+
+
+def test_the_line_of_backward_is_seen_on_a_dark_page() -> None:
+    """Around the line is a halo, so that it stands out from a page that is dark."""
+    with mpl.rc_context({"figure.facecolor": "black", "axes.facecolor": "black"}):
+        ax = draw("six")
+        (line,) = (each for each in ax.collections if isinstance(each, LineCollection))
+        assert grey(line.get_color()[0]) > 90
+        canvas = render(ax)
+        shown = np.asarray(canvas.buffer_rgba())
+        (start, end) = ax.transData.transform(line.get_segments()[-1])
+        x, y = int((start[0] + end[0]) / 2), int(ax.figure.bbox.height - start[1])
+        around = shown[y - 4 : y + 5, x, 0]
+        assert around.min() < 60
+        assert around.max() > 180
+
+
+def test_equal_phases_are_to_scale_however_narrow() -> None:
+    """Of 300 equal epochs the axis says nothing, as they are to scale."""
+    layers = nn.Sequential(*(nn.Linear(1, 1) for _ in range(300)))
+    plan = FreezePlan().freeze("**").unfreeze_layerwise(start_epoch=0, every_epochs=1)
+    assert schedule(plan.resolve(layers, total_epochs=300)).get_xlabel() == "epoch"
+    assert schedule(plan.resolve(layers)).get_xlabel() == "epoch, end not known"
+    assert schedule(plan.resolve(layers, total_epochs=301)).get_xlabel() == "epoch, not to scale"

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,6 +91,7 @@ def test_rates_are_those_of_a_real_run_bit_for_bit(plan: str, name: str) -> None
     run = simulate(made, Run(0.05, SCHEDULERS[name]))
     log = real(PLANS[plan], SCHEDULERS[name], "step")
     assert run.steps == tuple(range(STEPS))
+    assert run.rates == run.lows == run.highs
     found = [{group: rates[step] for group, rates in run.rates.items()} for step in range(STEPS)]
     assert found == log
     for group, trains in run.trains.items():
@@ -125,8 +127,14 @@ def test_lengths_come_from_the_plan_or_the_call() -> None:
     assert simulate(made, Run(0.1, steps_per_epoch=5)).total == 20
     with pytest.raises(PlanError, match=r"^the plan counts in epochs, a simulation in steps; "):
         simulate(made, Run(0.1))
+    assert simulate(made, Run(0.1, steps_per_epoch=5, total_steps=18)).total == 18
+    for steps, said in ((7, "2 epochs of 5 steps"), (15, "3 epochs of 5"), (21, "5 epochs of 5")):
+        wrong = rf"^total_steps={steps} is {said}.*, and the plan was resolved with total_epochs=4;"
+        with pytest.raises(PlanError, match=wrong):
+            simulate(made, Run(0.1, steps_per_epoch=5, total_steps=steps))
+    stepped = FreezePlan().freeze("[0]", until_step=5).resolve(model(), total_steps=20)
     with pytest.raises(PlanError, match=r"^total_steps=7 contradicts the 20 that the plan was "):
-        simulate(made, Run(0.1, steps_per_epoch=5, total_steps=7))
+        simulate(stepped, Run(0.1, total_steps=7))
     bare = FreezePlan().resolve(model())
     with pytest.raises(PlanError, match=r"^how long training is, is not known; pass total_steps="):
         simulate(bare, Run(0.1))
@@ -169,6 +177,26 @@ def test_long_runs_are_sampled_with_each_change() -> None:
     expected = 0.1 * (1 + math.cos(math.pi * 33_333 / STEPS)) / 2
     assert run.rates["2-3"][run.steps.index(33_333)] == pytest.approx(expected)
     assert seconds < 6, seconds
+
+
+def test_between_the_steps_of_a_sample_the_range_is_known() -> None:
+    """The least and the greatest rate until the next step hold all that a whole run has."""
+    plan = FreezePlan().group("[0]", lr_mult=0.5, at_step=3_000).group("[1]", warmup_steps=900)
+    made = plan.resolve(model(), total_steps=10_000)
+
+    def cyclic(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return CyclicLR(optimizer, base_lr=1e-4, max_lr=0.1, step_size_up=2, step_size_down=3)
+
+    run = simulate(made, Run(0.1, cyclic))
+    assert len(run.steps) < 2_100
+    for first, last in pairwise(run.steps[:400]):
+        for step in range(first, last):
+            rate = 1e-4 + (0.1 - 1e-4) * (0, 1 / 2, 1, 2 / 3, 1 / 3)[step % 5]
+            for name, factor in (("2-3", 1.0), ("1", min(1.0, (step + 1) / 900))):
+                at = run.steps.index(first)
+                assert run.lows[name][at] * 0.999 <= rate * factor <= 1.001 * run.highs[name][at]
+    assert (run.lows["2-3"][5], run.highs["2-3"][5]) == pytest.approx((1e-4, 0.1))
+    assert run.highs["0"][-5:-1] == pytest.approx((0.05,) * 4)
 
 
 def test_odd_parameters_are_simulated() -> None:

@@ -32,6 +32,8 @@ class Simulation(NamedTuple):
         steps: the optimizer steps looked at; all of them in a run that is not long.
         rates: for each param group, by name, its rate at each of these steps, as
             `AppliedPlan.lrs()` gives it in the run.
+        lows: likewise the least rate from each of these steps until the next.
+        highs: likewise the greatest.
         trains: for each param group whether any of it trains at each of these steps.
         starts: the step at which each phase that is reached begins, and its index.
         total: the steps of the run.
@@ -39,6 +41,8 @@ class Simulation(NamedTuple):
 
     steps: tuple[int, ...]
     rates: dict[str, tuple[float, ...]]
+    lows: dict[str, tuple[float, ...]]
+    highs: dict[str, tuple[float, ...]]
     trains: dict[str, tuple[bool, ...]]
     starts: tuple[tuple[int, int], ...]
     total: int
@@ -94,7 +98,7 @@ def simulate(resolved: ResolvedPlan, run: Run) -> Simulation:
     scheduler = _built(run.scheduler, optimizer)
     points = _points(resolved, total, per_epoch, len(optimizer.param_groups))
     every = 1 if run.interval == "step" else per_epoch or 1
-    rates: list[dict[str, float]] = []
+    ranges = _Ranges(applied, optimizer)
     trains: list[list[bool]] = []
     starts: list[tuple[int, int]] = []
     at = 0
@@ -102,22 +106,84 @@ def simulate(resolved: ResolvedPlan, run: Run) -> Simulation:
         for done in range(at + 1, point + 1):
             if scheduler and done % every == 0:
                 scheduler.step()
-        at = point
+                if done < point:
+                    ranges.see()
+        whole, at = point - at > 1, point
         applied.advance(epoch=at // per_epoch if per_epoch else None, step=at)
-        if not starts or applied.phase.index != starts[-1][1]:
+        begins = not starts or applied.phase.index != starts[-1][1]
+        if begins:
             starts.append((at, applied.phase.index))
-            trains.append(_live(optimizer))
-        else:
-            trains.append(trains[-1])
-        rates.append(applied.lrs())
+        trains.append(_live(optimizer) if begins else trains[-1])
+        ranges.begin(wide=whole, phase=begins)
         optimizer.step()
+    rates, lows, highs = ranges.found()
     return Simulation(
         steps=points,
-        rates={name: tuple(each[name] for each in rates) for name in rates[0]},
-        trains={name: tuple(each[k] for each in trains) for k, name in enumerate(rates[0])},
+        rates=rates,
+        lows=lows,
+        highs=highs,
+        trains={name: tuple(each[k] for each in trains) for k, name in enumerate(rates)},
         starts=tuple(starts),
         total=total,
     )
+
+
+class _Ranges:
+    """The rates at the steps looked at, and the least and the greatest from one to the next."""
+
+    def __init__(self, applied: AppliedPlan, optimizer: torch.optim.Optimizer) -> None:
+        """Begins before the first step."""
+        self._applied = applied
+        self._groups = optimizer.param_groups
+        self._rates: list[dict[str, float]] = []
+        self._lows: list[list[float]] = []
+        self._highs: list[list[float]] = []
+        self._low = self._high = self._factors = [0.0] * len(self._groups)
+
+    def see(self) -> None:
+        """Takes note of what the scheduler has set."""
+        set_now = [float(group["lr"]) for group in self._groups]
+        self._low = [*map(min, self._low, set_now)]
+        self._high = [*map(max, self._high, set_now)]
+
+    def begin(self, *, wide: bool, phase: bool) -> None:
+        """Ends one stretch and begins the next.
+
+        Args:
+            wide: whether the one that ends is longer than a step.
+            phase: whether a phase begins, with factors of its own.
+        """
+        factors = self._factors_now()
+        if self._rates:
+            before = [*self._rates[-1].values()]
+            ends = self._factors if phase else factors
+            low = [v * min(two) for v, *two in zip(self._low, self._factors, ends, strict=True)]
+            high = [v * max(two) for v, *two in zip(self._high, self._factors, ends, strict=True)]
+            self._lows.append([*map(min, before, low)] if wide else before)
+            self._highs.append([*map(max, before, high)] if wide else before)
+        self._rates.append(self._applied.lrs())
+        self._low = self._high = [float(group["lr"]) for group in self._groups]
+        self._factors = factors
+
+    def found(self) -> tuple[dict[str, tuple[float, ...]], ...]:
+        """Returns the rates, the least and the greatest ones, by the names of the groups."""
+        last = [*self._rates[-1].values()]
+        columns = [[*each.values()] for each in self._rates], [*self._lows, last]
+        names = [*self._rates[-1]]
+        return tuple(
+            {name: tuple(row[k] for row in rows) for k, name in enumerate(names)}
+            for rows in (*columns, [*self._highs, last])
+        )
+
+    def _factors_now(self) -> list[float]:
+        """Returns what the plan multiplies the rate of each group by."""
+        kept = [group["lr"] for group in self._groups]
+        for group in self._groups:
+            group["lr"] = 1.0
+        factors = [*self._applied.lrs().values()]
+        for group, rate in zip(self._groups, kept, strict=True):
+            group["lr"] = rate
+        return factors
 
 
 def _live(optimizer: torch.optim.Optimizer) -> list[bool]:
@@ -145,16 +211,33 @@ def _lengths(resolved: ResolvedPlan, run: Run) -> tuple[int, int | None]:
     if per_epoch is None and (time.unit == "epoch" or run.interval == "epoch"):
         who = "the plan counts" if time.unit == "epoch" else "the scheduler is stepped"
         raise PlanError(f"{who} in epochs, a simulation in steps; pass steps_per_epoch=...")
-    whole = known["total_steps"]
-    if whole is None and per_epoch and known["total_epochs"]:
-        whole = per_epoch * known["total_epochs"]
-    total = _agreed("total_steps", run.total_steps, whole)
+    total = _agreed("total_steps", run.total_steps, known["total_steps"])
+    epochs = known["total_epochs"]
+    if known["total_steps"] is None and per_epoch and epochs:
+        total = _of_epochs(run.total_steps, per_epoch, epochs)
     if total is None:
         raise PlanError(
             "how long training is, is not known; pass total_steps=..., or resolve the plan with "
             "its totals"
         )
     return total, per_epoch
+
+
+def _of_epochs(given: int | None, per_epoch: int, epochs: int) -> int:
+    """Returns the steps of a number of epochs, of which the last may be short.
+
+    Raises:
+        PlanError: what is given is of another number of epochs.
+    """
+    if given is None:
+        return per_epoch * epochs
+    taken = -(-given // per_epoch)
+    if taken != epochs:
+        raise PlanError(
+            f"total_steps={given} is {taken} epoch{'' if taken == 1 else 's'} of {per_epoch} "
+            f"steps, and the plan was resolved with total_epochs={epochs}; leave total_steps out"
+        )
+    return given
 
 
 def _agreed(name: str, given: int | None, known: int | None) -> int | None:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from ._texts import plain, text_width
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+    from matplotlib.typing import ColorType
 
 MAX_ROWS = 48
 SMALL = 8.0
@@ -127,28 +130,6 @@ def room(ax: Axes, around: float = MARGIN) -> tuple[float, float, float]:
     return width, height, label_width
 
 
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Returns the width of a text."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(size=size, weight="bold" if bold else None)
-    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
-
-
-def shortened(text: str, end: str, room: float, size: float) -> str:
-    """Returns a path and what is said of it, without what is too wide: inner segments first."""
-    head, *segments = text.split(".")
-    while len(segments) > 1 and text_width(text + end, size) > room:
-        segments = segments[1:]
-        text = f"{head}...{'.'.join(segments)}"
-    tail = text
-    while len(tail) > 4 and text_width(text + end, size) > room:
-        tail = tail[1:]
-        text = f"...{tail.lstrip('.')}"
-    return text + end
-
-
 def fill(
     ax: Axes,
     boxes: Sequence[Box],
@@ -221,10 +202,21 @@ def scale_counts(ax: Axes, most: int, decades: float, width: float) -> None:
     ax.set_axisbelow(True)
 
 
-def decades_of(counts: Sequence[int], texts: Sequence[str], width: float, size: float) -> float:
-    """Returns how many decades fit into a width so that each count has room for its text."""
-    decades = 1.0
-    for count, text in zip(counts, texts, strict=True):
+def decades_of(
+    counts: Sequence[int], texts: Sequence[str], width: float, size: float, stride: int = 1
+) -> float:
+    """Returns how many decades fit into a width so that each count has room for its text.
+
+    Args:
+        counts: all counts.
+        texts: those of every `stride`-th count.
+        width: of the scale.
+        size: of the texts.
+        stride: every which of the counts has a text.
+    """
+    wide = math.log10(max(*counts, 1) / START)
+    decades = max(1.0, wide * width / max(0.2 * width, width - 0.1))
+    for count, text in zip(counts[::stride], texts, strict=True):
         left = max(0.2 * width, width - text_width(text, size) - 0.1)
         decades = max(decades, math.log10(max(count, 1) / START) * width / left)
     return decades
@@ -240,8 +232,17 @@ def _thousands(power: int) -> str:
     return f"{10 ** (power % 3)}{_UNITS[min(power // 3, 4)]}"
 
 
+def is_light(colour: ColorType) -> bool:
+    """Returns whether black is the better colour for a text on a fill."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (part**2.2 for part in to_rgb(colour))
+    return bool(0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18)
+
+
 def title_above(ax: Axes, title: str, pad: float) -> None:
     """Writes a title some points above axes, at their left."""
+    title = "\n".join(map(plain, title.split("\n")))
     ax.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", pad=pad, parse_math=False)
 
 
@@ -273,7 +274,7 @@ class Heading:
         """Stacks it above axes of a width, in points so that any height will do."""
         from matplotlib.transforms import ScaledTranslation
 
-        line, title = self.line, self.title
+        line, title = self.line, plain(self.title)
         if text_width(line, SMALL) > width:
             line = line.replace(" || ", "\n")
         if text_width(title, TITLE, bold=True) > width:

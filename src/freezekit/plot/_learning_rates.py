@@ -11,8 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._resolved import ResolvedPlan
 from .._simulation import Run, Simulation, simulate
-from ._canvas import SMALL, new_figure, room, shortened, text_width, title_above
+from ._canvas import SMALL, is_light, new_figure, room, title_above
+from ._courses import HUGE, TINY, Course, distinct
 from ._moments import moments
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,9 +24,6 @@ _LINE = 0.14  # inches from name to name
 _TYPE = 7.0
 _LEADER = 0.35  # inches between lines and names
 _BELOW = 100  # by how much less than the lowest peak a rate may be before it leaves the scale
-_POINTS = 800  # of a line, more than pixels
-_LEAST_POINTS = 100
-_DRAWN = 60_000  # points of all lines together
 _LEADER_STYLE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 1, "clip_on": False}
 _START_STYLE: dict[str, Any] = {"color": "0.55", "linewidth": 0.8, "linestyle": ":", "zorder": 0.9}
 
@@ -45,9 +44,11 @@ def learning_rates(
     without a model, beside a real LR scheduler, and nothing is trained. A line has gaps while its
     group is frozen. Groups that always have the same rate share a line, named after the first;
     of more than twelve lines twelve have their names. Vertical lines are where phases begin. What
-    falls to a hundredth of the lowest group's peak leaves the scale. No metric is measured, so
+    falls to a hundredth of the lowest group's peak leaves the scale; a group that trains only at a
+    rate of 0 is a line at its bottom, and says so. No metric is measured, so
     what waits for one stays closed. Of runs of more than 800 steps a sample is drawn, of
-    very many groups a smaller one.
+    very many groups a smaller one; a rate that goes up and down between two steps of it is drawn as
+    a band, from the least to the greatest.
 
     Args:
         resolved: the plan, resolved against a model; of an applied plan `applied.resolved`.
@@ -92,7 +93,7 @@ def learning_rates(
             "pass applied.resolved"
         )
     run = simulate(resolved, Run(lr, scheduler, total_steps, steps_per_epoch, interval))
-    courses = _courses(run)
+    courses = distinct(run)
     sheet = _sheet(courses, ax)
     _draw_lines(sheet, courses, run.total)
     _draw_scales(sheet, run.total)
@@ -104,53 +105,6 @@ def learning_rates(
     title = f"{resolved._tree.class_names[0]}, {count} param group{'s' if count > 1 else ''}"
     title_above(sheet.ax, title, 14.0)
     return sheet.ax
-
-
-class _Course(NamedTuple):
-    """The rates of the groups that always have the same one.
-
-    Attributes:
-        label: their name.
-        steps: the steps drawn.
-        rates: the rate at each, NaN while nothing of it trains.
-    """
-
-    label: str
-    steps: list[int]
-    rates: list[float]
-
-    @property
-    def peak(self) -> float:
-        """The highest rate."""
-        return max((rate for rate in self.rates if rate > 0), default=math.nan)
-
-    @property
-    def end(self) -> tuple[int, float]:
-        """The last step at which it trains, and its rate there."""
-        known = zip(self.steps, self.rates, strict=True)
-        return [each for each in known if not math.isnan(each[1])][-1]
-
-
-def _courses(run: Simulation) -> list[_Course]:
-    """Returns the distinct courses, in the order of the groups; those that train at all."""
-    alike: dict[object, list[str]] = {}
-    for name, rates in run.rates.items():
-        alike.setdefault((rates, run.trains[name]), []).append(name)
-    stride = math.ceil(len(run.steps) / min(_POINTS, max(_LEAST_POINTS, _DRAWN // len(alike))))
-    begins = {start for start, _ in run.starts}
-    last = run.steps[-1]
-    kept = [
-        k
-        for k, step in enumerate(run.steps)
-        if k % stride == 0 or {step, step + 1} & begins or step == last
-    ]
-    made = []
-    for names in alike.values():
-        rates, trains = run.rates[names[0]], run.trains[names[0]]
-        label = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
-        shown = [rates[k] if trains[k] else math.nan for k in kept]
-        made.append(_Course(label, [run.steps[k] for k in kept], shown))
-    return [course for course in made if course.peak > 0]
 
 
 class _Sheet(NamedTuple):
@@ -179,13 +133,13 @@ class _Sheet(NamedTuple):
 
     def up(self, rate: float) -> float:
         """Returns where a rate stands, from 0 at the bottom to 1 at the top."""
-        place = math.log(max(rate, self.low) / self.low) / math.log(self.high / self.low)
-        return min(1.0, place)
+        low, high = math.log(self.low), math.log(self.high)
+        return min(1.0, (math.log(max(rate, self.low)) - low) / (high - low))
 
 
-def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
+def _sheet(courses: Sequence[Course], ax: Axes | None) -> _Sheet:
     """Makes room for lines, in a new figure or in given axes, with a scale for their rates."""
-    names = max((text_width(course.label, _TYPE) for course in courses), default=0.5)
+    names = max((text_width(course.label + course.off, _TYPE) for course in courses), default=0.5)
     if ax is None:
         names = min(names, 2.5)
         width = 5.0 + names + _LEADER
@@ -195,34 +149,44 @@ def _sheet(courses: Sequence[_Course], ax: Axes | None) -> _Sheet:
         width, height, _ = room(ax, 1.0)
         width *= 1.0 if ax.figure.get_layout_engine() is None else 1.4
         names = min(names, 0.35 * width)
-    peaks = [course.peak for course in courses] or [1.0]
-    least = min((rate for course in courses for rate in course.rates if rate > 0), default=1.0)
-    low, high = max(least, min(peaks) / _BELOW), max(peaks)
-    margin = max((high / low) ** 0.05, 2.0 if high < 2 * low else 1.0)
+    peaks = [min(course.peak, HUGE) for course in courses if not course.off] or [1.0]
+    least = min(
+        (rate for course in courses for rate in (*course.rates, *course.lows) if rate >= TINY),
+        default=1.0,
+    )
+    depth = _BELOW**2 if any(course.lows for course in courses) else _BELOW
+    low, high = max(least, min(peaks) / depth), max(peaks)
+    margin = max(high**0.05 / low**0.05, 2.0 if high < 2 * low else 1.0)
     sheet = _Sheet(ax, width, height, names, low / margin, high * margin)
     ax.set_yscale("log")
     ax.set_ylim(sheet.low, sheet.high)
     return sheet
 
 
-def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
+def _draw_lines(sheet: _Sheet, courses: Sequence[Course], total: int) -> None:
     """Draws the lines, those with names thick, and the names in the order of their ends."""
     from matplotlib import colormaps
 
     ax, limit = sheet.ax, max(1, min(_LABELS, int(sheet.height / _LINE)))
     shades = colormaps["viridis"]
+    first, span = (0.0, 0.88) if is_light(ax.get_facecolor()) else (0.3, 0.7)
     ends = [(sheet.up(course.end[1]), course.peak) for course in courses]
     by_end = sorted(range(len(courses)), key=ends.__getitem__)
     named = by_end if len(by_end) <= limit else [
         by_end[round(k * (len(by_end) - 1) / max(1, limit - 1))] for k in range(limit)
     ]  # fmt: skip
     for k, course in enumerate(courses):
-        colour = shades(0.88 * k / max(1, len(courses) - 1))
+        colour = shades(first + span * k / max(1, len(courses) - 1))
         thick = 1.8 if k in named else 0.7
         last = course.rates[-1]
         steps, rates = [*course.steps, total], [*course.rates, last]
+        if course.off:
+            rates = [max(rate, sheet.low) for rate in rates]
         (line,) = ax.plot(steps, rates, color=colour, linewidth=thick, drawstyle="steps-post")
         line.set_gid(course.label)
+        if course.lows:
+            lows = [*course.lows, course.lows[-1]]
+            ax.fill_between(steps, lows, rates, step="post", color=colour, alpha=0.3, linewidth=0)
     heights = _apart([ends[k][0] * sheet.height for k in named], sheet.height)
     for k, height in zip(named, heights, strict=True):
         step, rate = courses[k].end
@@ -230,7 +194,7 @@ def _draw_lines(sheet: _Sheet, courses: Sequence[_Course], total: int) -> None:
         start = min(step + 1, total) / total * sheet.share, sheet.up(rate)
         ax.plot(*zip(start, place, strict=True), transform=ax.transAxes, **_LEADER_STYLE)
         ax.annotate(
-            shortened(courses[k].label, "", sheet.names, _TYPE),
+            shortened(courses[k].label, courses[k].off, sheet.names, _TYPE),
             place,
             xycoords="axes fraction",
             xytext=(3, 0),
@@ -286,9 +250,9 @@ def _draw_scales(sheet: _Sheet, total: int) -> None:
 
 def _draw_starts(sheet: _Sheet, resolved: ResolvedPlan, run: Simulation) -> None:
     """Draws a line where each phase begins, and above it which moment that is."""
-    ax, when = sheet.ax, moments(resolved)
+    ax, edges = sheet.ax, moments(resolved).begins
     inch = sheet.width * sheet.share / run.total
-    begins = [(start, when.edges[index]) for start, index in run.starts if start]
+    begins = [(start, edges[index]) for start, index in run.starts if start]
     texts = [edge.long for _, edge in begins]
     free = 0.0
     for (start, _), text in zip(begins, texts, strict=True):
@@ -306,4 +270,5 @@ def _draw_starts(sheet: _Sheet, resolved: ResolvedPlan, run: Simulation) -> None
             ha="center",
             va="bottom",
             fontsize=_TYPE,
+            parse_math=False,
         )

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ._texts import quiet
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -51,7 +53,8 @@ def save(
     with rc_context({"svg.hashsalt": "freezekit", "svg.fonttype": "none"}):
         # Of axes in a SubFigure this is the figure around it.
         figure = ax.figure.figure
-        figure.savefig(file, format=kind, dpi=dpi, metadata=_METADATA[kind])
+        with quiet():
+            figure.savefig(file, format=kind, dpi=dpi, metadata=_METADATA[kind])
 
 
 def _format(file: str | os.PathLike[str] | IO[bytes], format: str | None) -> str:

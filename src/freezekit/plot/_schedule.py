@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .._grid import Cell, Grid, grid
+from .._grid import Grid, grid
 from .._resolved import ResolvedPlan
 from ._bands import Strip, strips
 from ._canvas import (
@@ -19,12 +18,12 @@ from ._canvas import (
     SMALL,
     START,
     WIDEST,
-    Box,
     Frame,
     Heading,
     decades_of,
     fill,
     hatched_pitch,
+    is_light,
     key,
     label_rows,
     new_figure,
@@ -33,18 +32,17 @@ from ._canvas import (
     room,
     rounded,
     scale_counts,
-    shortened,
-    text_width,
     write,
 )
-from ._columns import Columns, columns
+from ._cells import HIGH, Sheet, draw_cells
+from ._columns import BETWEEN, Columns, columns, wanted
 from ._moments import Moments, moments
-from ._rates import UNKNOWN_HATCH, Rates, is_light
+from ._rates import Rates
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HIGH = 0.88  # height of a cell in rows
 _GAP = 0.2  # inches between the phases and the bars
 _BARS = 1.9  # inches of bars in a figure of our own
 _EXACT = 1.5  # inches of bars from which counts are exact
@@ -52,9 +50,8 @@ _COLUMN = 0.8  # inches of a phase in a figure of our own
 _READABLE = 0.5  # inches of a phase in which a rate has room
 _LONGEST = 8.0  # inches of all phases
 _AROUND = 1.5  # inches above and below the rows
-_RATE = 8.0
 _TICKS = 7.0
-_FRONTIER: dict[str, Any] = {"color": "#111111", "linewidth": 2.4}
+_FRONTIER = 2.4  # points
 
 
 def schedule(
@@ -74,6 +71,10 @@ def schedule(
     pass. Above each phase stands the share of parameters that train, beside each layer how many
     it has, on a log scale; in narrow axes these numbers are rounded.
 
+    Where the order of the layers is not known for sure, as `infer_layers` notes, the legend says
+    that backward stops there only if they run in the order drawn; `FreezePlan(layers=...)` says
+    which order is right.
+
     Time is to scale where every phase is then wide enough to be read, and the axis says so where
     it is not. Phases that begin after the end of training are left out. Where there are more
     layers than rows, neighbours that the plan treats alike share one, and then others. The fills
@@ -85,8 +86,8 @@ def schedule(
             Given axes get no more rows than their height has room for.
         base_lr: the optimizer's own lr, which multipliers multiply. Without it the rates are
             multipliers, or, where the plan sets an lr, not known for what it sets none for.
-        depth: draw modules at this many levels of nesting, 1 for the children of the model, in
-            the order of registration; None draws the layers.
+        depth: draw modules at this many levels of nesting, 1 for the children of the model, where
+            the first of their layers is; None draws the layers.
         max_rows: most rows drawn.
 
     Returns:
@@ -117,10 +118,10 @@ def schedule(
         raise ValueError(f"max_rows={max_rows}: a picture has at least one row")
     if not resolved.rows:
         raise ValueError("a schedule has at least one row, and this model has no parameters")
-    data = grid(resolved, base_lr=base_lr, depth=depth)
     when = moments(resolved)
+    data = _during(grid(resolved, base_lr=base_lr, depth=depth), when)
     sheet = _new(data, when, max_rows) if ax is None else _given(data, when, ax, max_rows)
-    _draw_cells(sheet)
+    draw_cells(sheet)
     stops = _draw_frontiers(sheet, data)
     _draw_counts(sheet)
     count = len(when.phases)
@@ -129,67 +130,58 @@ def schedule(
     return sheet.ax
 
 
-@dataclass(frozen=True, slots=True)
-class _Sheet:
-    """Axes with rows and columns.
-
-    Attributes:
-        ax: the axes.
-        frame: their sizes; its width is that of all of it.
-        bars: inches of the bars at the right.
-        rows: the rows.
-        time: the columns.
-        rates: the shades.
-    """
-
-    ax: Axes
-    frame: Frame
-    bars: float
-    rows: Sequence[Strip]
-    time: Columns
-    rates: Rates
+def _during(data: Grid, when: Moments) -> Grid:
+    """Returns the grid of the phases that are drawn."""
+    shown = [phase.index for phase in when.phases]
+    bands = (band._replace(cells=tuple(band.cells[k] for k in shown)) for band in data.bands)
+    frontiers = tuple(data.frontiers[k] for k in shown)
+    return data._replace(bands=tuple(bands), frontiers=frontiers)
 
 
-def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, when: Moments) -> _Sheet:
-    """Divides the width of axes between the phases and the bars."""
-    bars = min(_BARS, 0.35 * frame.width)
-    time = columns(when, frame.width - bars - _GAP)
-    cells = [cell for row in rows for cell in _shown(row, time)]
-    return _Sheet(ax, frame, bars, rows, time, Rates(cells, data.unit))
+def _bars(width: float) -> float:
+    """Returns the inches of the bars in axes of a width."""
+    return min(_BARS, 0.35 * width)
 
 
-def _shown(row: Strip, time: Columns) -> Sequence[Cell]:
-    """Returns the cells of the phases that are drawn."""
-    return row.cells[: len(time.spans)]
+def _sheet(ax: Axes, frame: Frame, rows: Sequence[Strip], data: Grid, time: Columns) -> Sheet:
+    """Gathers the sizes of a picture, and the range of its rates."""
+    cells = [cell for row in rows for cell in row.cells]
+    return Sheet(ax, frame, _bars(frame.width), rows, time, Rates(cells, data.unit))
 
 
-def _new(data: Grid, when: Moments, max_rows: int) -> _Sheet:
+def _new(data: Grid, when: Moments, max_rows: int) -> Sheet:
     rows, dpi = strips(data, max_rows), own_dpi()
     width = _width(when) + _GAP + _BARS
     partial = any(cell.state == "partial" for row in rows for cell in row.cells)
-    least = max(0.17, hatched_pitch(dpi, _HIGH / 2 if partial else _HIGH))
+    least = max(0.17, hatched_pitch(dpi, HIGH / 2 if partial else HIGH))
     frame = Frame(width, WIDEST, pitch_of(len(rows), least, dpi), dpi)
     size, stride = frame.font_size, frame.stride(len(rows))
     labels = [text_width(_label(row, WIDEST, size), size) for row in rows[::stride]]
-    whole = (width + max(*labels, 0.7) + 0.3, frame.pitch * len(rows) + _AROUND)
-    return _sheet(new_figure(*whole), frame, rows, data, when)
+    time = columns(when, width - _bars(width) - _GAP)
+    height = frame.pitch * len(rows) + _AROUND + time.more
+    ax = new_figure(width + max(*labels, 0.7) + 0.3, height)
+    return _sheet(ax, frame, rows, data, time)
 
 
 def _width(when: Moments) -> float:
     """Returns the inches of the phases in a figure of our own, more where that gives a scale."""
-    least = max(3.2, min(_LONGEST, _COLUMN * len(when.phases)))
+    count = len(when.phases) + BETWEEN * (len(when.lines) - 1)
+    least = max(3.2, min(_LONGEST, max(_COLUMN, wanted(when)) * count))
     if not when.times:
         return least
     shortest = min(b - a for a, b in pairwise(when.times))
-    wanted = _READABLE * (when.times[-1] - when.times[0]) / shortest
-    return max(least, wanted) if wanted <= _LONGEST else least
+    scaled = _READABLE / (shortest / when.times[-1] or 1e-9)
+    return max(least, scaled) if scaled <= _LONGEST else least
 
 
-def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> _Sheet:
+def _given(data: Grid, when: Moments, ax: Axes, max_rows: int) -> Sheet:
     width, height, label_width = room(ax, _AROUND)
+    time = columns(when, width - _bars(width) - _GAP)
+    if ax.figure.get_layout_engine() is not None:
+        height = max(LEAST_PITCH, height - time.more)
     rows = strips(data, max(1, min(max_rows, int(height / LEAST_PITCH))))
     frame = Frame(width, label_width, height / len(rows), ax.figure.dpi)
-    return _sheet(ax, frame, rows, data, when)
+    return _sheet(ax, frame, rows, data, time)
 
 
 def _label(row: Strip, room: float, size: float) -> str:
@@ -197,84 +189,32 @@ def _label(row: Strip, room: float, size: float) -> str:
     return shortened(row.name or "(own)", end, room, size)
 
 
-def _draw_cells(sheet: _Sheet) -> None:
-    """Draws what is frozen and each shade of what trains at once, then the rates inside."""
-    boxes: dict[tuple[str, str], list[Box]] = {}
-    colours: dict[str, dict[str, str]] = {"frozen": FROZEN}
-    for y, row in enumerate(sheet.rows):
-        for k, cell in enumerate(_shown(row, sheet.time)):
-            text = sheet.rates.text(cell)
-            colours.setdefault(text or "trainable", sheet.rates.colours(cell))
-            for part, what, hatch in zip(
-                _halves(y, cell),
-                ("frozen", text or "trainable"),
-                ("xx", "" if text else UNKNOWN_HATCH),
-                strict=True,
-            ):
-                if part:
-                    large = sheet.frame.hatches(
-                        sheet.time.width(k), (part[1] - part[0]) * sheet.frame.pitch
-                    )
-                    style = (what, hatch if large else "")
-                    boxes.setdefault(style, []).append((*sheet.time.spans[k], *part))
-    edges = len(sheet.rows) <= EDGED
-    for (what, hatch), made in boxes.items():
-        fill(sheet.ax, made, colours[what], hatch=hatch, edges=edges, label=what)
-    for y, row in enumerate(sheet.rows):
-        _write_rates(sheet, y, row)
+def _frontier(ax: Axes) -> dict[str, Any]:
+    """Returns how the line of backward looks: told from the page, and from the cells by a halo."""
+    from matplotlib.patheffects import withStroke
+
+    colour, around = ("#111111", "white") if is_light(ax.get_facecolor()) else ("white", "black")
+    halo = withStroke(foreground=around, linewidth=_FRONTIER + 1.6)
+    return {"color": colour, "linewidth": _FRONTIER, "path_effects": [halo]}
 
 
-def _halves(y: int, cell: Cell) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Returns top and bottom of what a cell shows as frozen, and of what it shows as trainable."""
-    top, bottom = y - _HIGH / 2, y + _HIGH / 2
-    if cell.state == "partial":
-        return (top, y), (y, bottom)
-    if cell.state == "trainable":
-        return None, (top, bottom)
-    return ((top, bottom) if cell.state == "frozen" else None), None
-
-
-def _write_rates(sheet: _Sheet, y: int, row: Strip) -> None:
-    """Writes each rate once in each stretch of phases that has it, where there is room."""
-    size = min(_RATE, sheet.frame.font_size)
-    cells = [*enumerate(_shown(row, sheet.time))]
-    for text, stretch in groupby(cells, key=lambda each: sheet.rates.text(each[1])):
-        for k, cell in stretch:
-            _, warm = _halves(y, cell)
-            room = sheet.time.width(k) - 0.06
-            if not (warm and text and text_width(text, size) <= room):
-                continue
-            if 72 * (warm[1] - warm[0]) * sheet.frame.pitch < 1.1 * size:
-                continue
-            light = is_light(sheet.rates.colours(cell)["facecolor"])
-            sheet.ax.text(
-                sum(sheet.time.spans[k]) / 2,
-                sum(warm) / 2,
-                text,
-                ha="center",
-                va="center_baseline",
-                fontsize=size,
-                color="black" if light else "white",
-            )
-            break
-
-
-def _draw_frontiers(sheet: _Sheet, data: Grid) -> bool:
+def _draw_frontiers(sheet: Sheet, data: Grid) -> bool:
     """Draws where backward stops in each phase; returns whether it does in any."""
     from matplotlib.collections import LineCollection
 
-    lines = []
-    for at, span in zip(data.frontiers, sheet.time.spans, strict=False):
-        for y, row in enumerate(sheet.rows):
-            if at is not None and at in row.parts:
-                lines.append([(x, y - 0.5) for x in span])
-    made = LineCollection(lines, **_FRONTIER, zorder=3, clip_on=False)
+    rows = {part: y for y, row in enumerate(sheet.rows) for part in row.parts}
+    lines = [
+        [(x, rows[at] - 0.5) for x in span]
+        for at, span in zip(data.frontiers, sheet.time.spans, strict=True)
+        if at is not None
+    ]
+    made = LineCollection(lines, **_frontier(sheet.ax), zorder=3, clip_on=False)
     made.set_gid("backward stops")
     sheet.ax.add_collection(made, autolim=False)
     return bool(lines)
 
 
-def _draw_counts(sheet: _Sheet) -> None:
+def _draw_counts(sheet: Sheet) -> None:
     """Draws the bars of parameter counts in an inset that shares the rows."""
     ax, frame, rows = sheet.ax, sheet.frame, sheet.rows
     size, stride = frame.font_size, frame.stride(len(rows))
@@ -283,11 +223,8 @@ def _draw_counts(sheet: _Sheet) -> None:
     counts = [row.numel for row in rows]
     exact = sheet.bars >= _EXACT
     texts = [f"{count:,}" if exact else rounded(count) for count in counts[::stride]]
-    decades = max(
-        decades_of(counts[::stride], texts, sheet.bars, size),
-        decades_of([max(counts)], [""], sheet.bars, size),
-    )
-    half = _HIGH / 2
+    decades = decades_of(counts, texts, sheet.bars, size, stride)
+    half = HIGH / 2
     boxes = [(START, max(count, 1), y - half, y + half) for y, count in enumerate(counts)]
     fill(beside, boxes, COUNTS, edges=len(rows) <= EDGED, label="parameters")
     scale_counts(beside, max(counts), decades, sheet.bars)
@@ -299,7 +236,7 @@ def _draw_counts(sheet: _Sheet) -> None:
     beside.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
+def _draw_around(sheet: Sheet, title: str, data: Grid, stops: bool) -> None:
     """Draws the names, the moments, the shares that train, the legend and the title."""
     from matplotlib.lines import Line2D
 
@@ -314,10 +251,8 @@ def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     ax.set_xlabel(time.caption, x=share / 2, ha="center", fontsize=SMALL)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     whole = max(1, sum(band.numel for band in data.bands))
-    shares = [
-        _percent(sum(band.cells[k].trainable for band in data.bands) / whole)
-        for k in range(len(time.spans))
-    ]
+    phases = zip(*(band.cells for band in data.bands), strict=True)
+    shares = [_percent(sum(cell.trainable for cell in phase) / whole) for phase in phases]
     lift = time.draw_above(ax, shares)
     ax.annotate(
         "trainable",
@@ -331,7 +266,8 @@ def _draw_around(sheet: _Sheet, title: str, data: Grid, stops: bool) -> None:
     )
     keys = [key("Frozen", FROZEN, "xx"), *sheet.rates.keys()]
     if stops:
-        keys.append(Line2D([], [], label="Backward stops", **_FRONTIER))
+        doubt = " (if layers run in this order)" if data.notes else ""
+        keys.append(Line2D([], [], label=f"Backward stops{doubt}", **_frontier(ax)))
     Heading(title, "", keys, lift).draw(ax, frame.width)
 
 

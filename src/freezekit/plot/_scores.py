@@ -20,11 +20,10 @@ from ._canvas import (
     new_figure,
     own_dpi,
     room,
-    shortened,
-    text_width,
     title_above,
     write,
 )
+from ._texts import plain, shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +162,7 @@ def _draw_grid(rows: Sequence[Score], kinds: Sequence[str], given: Axes | None) 
         block = row.name.removesuffix(row.kind or "").removesuffix(".") if inside else row.name
         lines.setdefault(block, {})[row.kind if inside and row.kind else ""] = row.value
     size = 7.0
-    above = max(text_width(kind, size) for kind in kinds) + 0.6
+    above = max(text_width(plain(kind), size) for kind in kinds) + 0.6
     width = max(2.5, min(16.0, _COLUMN * len(kinds)))
     ax, frame = _sheet([name or "model" for name in lines], given, width, above)
     column, numbered = frame.width / len(kinds), frame.stride(len(lines)) == 1
@@ -178,7 +177,9 @@ def _draw_grid(rows: Sequence[Score], kinds: Sequence[str], given: Axes | None) 
             if text and numbered and text_width(text, frame.font_size) < column - 0.05:
                 ax.text(x, y, text, ha="center", va="center_baseline", fontsize=frame.font_size)
     step = math.ceil(0.125 / column)
-    ax.set_xticks(range(0, len(kinds), step), kinds[::step], rotation=90, parse_math=False)
+    ax.set_xticks(
+        range(0, len(kinds), step), [*map(plain, kinds[::step])], rotation=90, parse_math=False
+    )
     ax.tick_params(axis="x", top=False, bottom=False, labelsize=size)
     ax.tick_params(axis="x", labeltop=True, labelbottom=False)
     ax.set_xlabel("shade: share of the best of the column", fontsize=SMALL)

@@ -41,10 +41,9 @@ from ._canvas import (
     pitch_of,
     room,
     scale_counts,
-    shortened,
-    text_width,
     write,
 )
+from ._texts import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,10 +216,7 @@ def _draw_labels(ax: Axes, blocks: Sequence[Block], frame: Frame) -> float:
     texts = [_number(block, 0.7 * frame.width, size) for block in blocks[::stride]]
     ends = [max(block.numel - block.trainable, block.trainable, 1) for block in blocks]
     longest = max(ends)
-    decades = max(
-        decades_of(ends[::stride], texts, frame.width, size),
-        decades_of([longest], [""], frame.width, size),
-    )
+    decades = decades_of(ends, texts, frame.width, size, stride)
     scale_counts(ax, longest, decades, frame.width)
     for place, text in enumerate(texts):
         write(ax, text, (ends[place * stride], place * stride), size)
