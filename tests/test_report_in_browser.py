@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ for needed, found in (
         pytest.skip(f"{needed} is not installed here; .ci/run installs it", allow_module_level=True)
 webdriver: Any = import_module("selenium.webdriver")
 Service: Any = import_module("selenium.webdriver.chrome.service").Service
+WebDriverWait: Any = import_module("selenium.webdriver.support.wait").WebDriverWait
 Keys: Any = import_module("selenium.webdriver.common.keys").Keys
 
 FLAGS = (
@@ -112,6 +114,10 @@ class Browser:
             ".find(line => pathOf(line.node) === path).querySelector('.class').click()",
             path,
         )
+
+    def wait(self, script: str) -> None:
+        """Waits until what JavaScript returns is true."""
+        WebDriverWait(self.driver, 10, 0.05).until(lambda _: self.run(script))
 
     def logs(self) -> tuple[list[str], list[str]]:
         """Returns the messages of the console and the addresses asked for since the last call."""
@@ -211,7 +217,34 @@ def test_every_phase_shows_what_the_plan_says(browser: Browser) -> None:
             assert line["mode"] == ("eval (held)" if module.held else "train")
         assert browser.text("#line") == resolved.summary(epoch=phase.start).line
         browser.one("#next").click()
-    assert not browser.one("#next").is_enabled()
+    assert browser.one("#next").get_attribute("aria-disabled") == "true"
+
+
+@pytest.mark.parametrize(
+    ("network", "rules", "said"),
+    [
+        (nn.Sequential(nn.Linear(2, 2)), FreezePlan(), "The plan has no rules."),
+        (nn.ReLU(), FreezePlan(allow_all_frozen=True), "The model has no parameters."),
+        (nn.Linear(2, 2), FreezePlan().freeze("bias"), "1 parameter: rule 1, freeze('bias')"),
+    ],
+    ids=["no rules", "no parameters", "no moments"],
+)
+def test_little_is_shown_too(
+    browser: Browser, network: nn.Module, rules: FreezePlan, said: str
+) -> None:
+    """Where there is no rule, parameter or moment, the page says so, and the rest works."""
+    resolved = rules.resolve(network)
+    browser.show(resolved)
+    assert browser.text("#phase") == str(resolved.phases[0])
+    assert browser.text("#line") == resolved.summary().line
+    browser.one("#expand").click()
+    assert list(browser.lines()) == [""] + [path for path, _ in network.named_children()] + [
+        row.name for row in resolved.rows
+    ]
+    browser.select("")
+    assert said in browser.text("main")
+    browser.one("body").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#phase") == str(resolved.phases[0])
 
 
 def test_timeline_is_the_grid(browser: Browser) -> None:
@@ -239,9 +272,102 @@ def test_a_link_opens_its_phase(browser: Browser) -> None:
     browser.show(plan(), "#phase=2")
     assert browser.text("#phase").startswith("Phase 2 of 4")
     browser.one("#next").click()
-    assert browser.driver.current_url.endswith("#phase=3")
+    browser.wait("return location.hash === '#phase=3'")
     browser.run("location.hash = '#phase=99'; dispatchEvent(new HashChangeEvent('hashchange'))")
     assert browser.text("#phase").startswith("Phase 4 of 4")
+
+
+def test_the_address_stays_where_no_step_was_taken(browser: Browser) -> None:
+    """The page writes no phase into the address it is opened with."""
+    for fragment in ("", "#phase=2"):
+        browser.show(plan(), fragment)
+        browser.run("return new Promise(done => setTimeout(done, 300))")
+        assert browser.run("return location.hash") == fragment
+
+
+def test_the_page_works_in_a_frame(browser: Browser) -> None:
+    """A frame may have no address that can be written: the page is there, and steps."""
+    browser.show(plan())
+    page = (browser.folder / "plan.html").read_text(encoding="utf-8")
+    frame = browser.folder / "frame.html"
+    frame.write_text(f'<iframe srcdoc="{escape(page)}"></iframe>', encoding="utf-8")
+    browser.driver.get(frame.as_uri())
+    browser.driver.switch_to.frame(0)
+    assert "head" in browser.lines()
+    browser.run("document.getElementById('next').click()")
+    browser.run("return new Promise(done => setTimeout(done, 300))")
+    assert browser.text("#phase").startswith("Phase 2 of 4")
+    assert "head" in browser.lines()
+    browser.driver.switch_to.default_content()
+
+
+def test_the_address_is_not_written_for_every_step(browser: Browser) -> None:
+    """Many steps in a row write it once: browsers refuse more than some in a time."""
+    browser.show(plan())
+    browser.run(
+        "window.written = 0; const write = history.replaceState.bind(history);"
+        "history.replaceState = (...all) => { window.written++; write(...all); };"
+        "for (let step = 0; step < 500; step++) go(step % 4);"
+    )
+    browser.wait("return location.hash === '#phase=4'")
+    assert browser.run("return window.written") == 1
+
+
+def test_filters_say_what_the_tree_shows_after_back(browser: Browser) -> None:
+    """Who comes back to the page finds filters that hold, or none."""
+    browser.show(plan())
+    every = len(browser.lines())
+    browser.run("document.getElementById('state').value = 'frozen'; filter()")
+    browser.type("norm")
+    browser.run("for (const each of document.querySelectorAll('select')) each.selectedIndex = 1")
+    browser.driver.get("about:blank")
+    browser.driver.back()
+    browser.wait("return document.readyState === 'complete'")
+    shown = browser.run(
+        "return ['query', 'state', 'rule'].map(id => document.getElementById(id).value)"
+    )
+    assert (shown == ["", "", ""]) is (len(browser.lines()) == every)
+
+
+def test_a_rule_shows_what_it_decides(browser: Browser) -> None:
+    """A click on a rule leaves nothing of other filters, and Clear nothing of any."""
+    other = PLAN.freeze("layers[0].norm", "head", until_epoch=2).resolve(model())
+    browser.show(plan(), "#phase=4", other=other)
+    filters = (
+        "return [...document.querySelectorAll('#query, .filters select')].map(each => each.value)"
+        ".concat(document.getElementById('differs').checked)"
+    )
+    empty = browser.run(filters)
+    browser.type("norm")
+    browser.pick("rule", "1")
+    browser.pick("how", "overridden")
+    browser.run("document.getElementById('state').value = 'frozen'; filter()")
+    browser.one("#differs").click()
+    browser.one("#rules li:nth-child(2) button").click()
+    assert browser.run(filters) == ["", "", "2", "decides", False]
+    said = browser.text("#rules li:nth-child(2) .said").split(",")[0]
+    assert (
+        said == " decides something for " + browser.text("#found").split(" of")[0] + " parameters"
+    )
+    browser.pick("how", "overridden")
+    browser.one("#clear").click()
+    assert browser.run(filters) == empty == ["", "", "", "decides", False]
+
+
+def test_stepping_keeps_the_folding(browser: Browser) -> None:
+    """A step under a filter opens only what was not there before."""
+    browser.show(plan(), "#phase=2")
+    browser.type("norm")
+    browser.one("#collapse").click()
+    assert set(browser.lines()) == {"", "layers"}
+    browser.one("#next").click()
+    assert set(browser.lines()) == {"", "layers"}
+    browser.type("dense")
+    assert "layers.0.dense.weight" in browser.lines()
+    browser.one("#clear").click()
+    browser.run("document.getElementById('state').value = 'trainable'; filter()")
+    browser.one("#next").click()
+    assert "layers.1.dense.bias" in browser.lines()
 
 
 def test_search_narrows_the_tree(browser: Browser) -> None:
@@ -405,6 +531,54 @@ def test_phases_work_by_keyboard(browser: Browser) -> None:
     browser.press(Keys.HOME)
     assert browser.text("#phase").startswith("Phase 1 of 4")
     assert browser.run("return document.activeElement.getAttribute('aria-current')") == "step"
+
+
+def test_the_focus_stays_at_the_last_phase(browser: Browser) -> None:
+    """Enter on "next" at the end leaves the focus where it is, and so the way back."""
+    browser.show(plan(), "#phase=3")
+    for button, ends in (("next", 4), ("previous", 1)):
+        browser.one(f"#{button}").send_keys(Keys.ENTER)
+        browser.press(*[Keys.ENTER] * 4)
+        assert browser.text("#phase").startswith(f"Phase {ends} of 4")
+        assert browser.run("return document.activeElement.id") == button
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["#expand", "#timeline tbody td.cell.now", "#why h3", "#rules button", "summary", "#copy"],
+)
+def test_arrows_step_after_a_click(browser: Browser, place: str) -> None:
+    """Wherever the last click was, arrows step, if they have no meaning of their own there."""
+    browser.show(plan(), "#phase=2", other=plan())
+    browser.select("head.weight")
+    browser.one(place).click()
+    if place == "#rules button":  # it moves the focus to the filter by rule
+        browser.run("document.querySelector('#rules button').focus()")
+    browser.press(Keys.ARROW_RIGHT)
+    assert browser.text("#phase").startswith("Phase 3 of 4")
+    browser.press(Keys.ARROW_LEFT)
+    assert browser.text("#phase").startswith("Phase 2 of 4")
+
+
+def test_arrows_keep_their_own_meaning(browser: Browser) -> None:
+    """In fields, in the tree, in texts, and with Alt, Ctrl or Meta, arrows do not step."""
+    browser.show(plan(), "#phase=2")
+    browser.select("head")
+    for place in ("#query", "#rule", "#tree [tabindex='0']"):
+        browser.one(place).send_keys(Keys.ARROW_RIGHT)
+    browser.select("embed")
+    browser.one("#expand").click()
+    browser.select("embed.weight")
+    browser.one("#why pre").send_keys(Keys.ARROW_RIGHT)
+    left = "new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true, cancelable: true, %sKey: true})"
+    for key in ("alt", "ctrl", "meta"):
+        for place in ("body", "#expand", "#timeline thead [aria-current]", "#tree .row"):
+            kept = f"return document.querySelector(arguments[0]).dispatchEvent({left % key})"
+            assert browser.run(kept, place)
+    assert browser.text("#phase").startswith("Phase 2 of 4")
+    browser.run("document.querySelector('#time .scroll').style.width = '20em'")
+    browser.one("#time .scroll").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#phase").startswith("Phase 2 of 4")
 
 
 def test_every_control_has_a_label(browser: Browser) -> None:

@@ -4,7 +4,10 @@ const $ = (id) => document.getElementById(id);
 const LAYERS_AT_ONCE = 200;
 const NAMES_AT_ONCE = 200;
 
+const ADDRESS_AFTER = 200; // ms without a further step; browsers refuse an address written too often
+
 let current = 0;
+let naming = 0;
 let view = new View(0);
 const tree = new Tree($("tree"), showWhy);
 
@@ -20,10 +23,11 @@ function drawHead() {
   const names = [];
   for (let row = 0; row < P; row++) if (silent.has(parameters.outcomes[row])) names.push(pathOf(M + row));
   if (names.length) $("notes").append(nameList(`No rule mentions ${plural(names.length, "parameter")}`, names));
-  if (!data.rules.length) $("rules").replaceWith(element("p", {}, "The plan has no rules."));
+  if (!data.rules.length) $("rules").insertAdjacentElement("beforebegin", element("p", {}, "The plan has no rules."));
   data.rules.forEach((rule, at) => {
     const button = element("button", { type: "button", className: "rule" }, element("code", {}, rule));
     button.addEventListener("click", () => {
+      resetFilters();
       $("rule").value = String(at + 1);
       filter();
       $("rule").scrollIntoView({ block: "center" });
@@ -97,20 +101,27 @@ function drawTimeline() {
   });
   head.addEventListener("keydown", (event) => {
     const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: phases.length - 1 }[event.key];
-    if (to === undefined) return;
+    if (to === undefined || ofBrowser(event)) return;
     event.preventDefault();
     event.stopPropagation();
     go(to);
-    head.cells[current + 2].firstChild.focus();
+    focusColumn();
   });
   $("timeline").append(element("caption", {}, "What each layer does in each phase"), element("thead", {}, head), element("tbody", {}));
   $("timeline").addEventListener("click", (event) => {
     const cell = event.target.closest("td");
-    if (cell && cell.cellIndex > 1) go(cell.cellIndex - 2);
+    if (!cell || cell.cellIndex < 2) return;
+    go(cell.cellIndex - 2);
+    focusColumn();
   });
   $("more").addEventListener("click", drawLayers);
   if (!data.layers.length) $("more").insertAdjacentElement("beforebegin", element("p", {}, "The model has no parameters."));
   drawLayers();
+}
+
+/** Puts the focus on the head of the current column, where arrows step on. */
+function focusColumn() {
+  $("timeline").tHead.rows[0].cells[current + 2].firstChild.focus({ preventScroll: true });
 }
 
 /** Adds the next rows of the timeline. */
@@ -174,22 +185,36 @@ function markColumn() {
 
 /* ---- the phase ---- */
 
-const hash = () => `#phase=${current + 1}`;
-
 function hashPhase() {
   const found = /^#phase=(\d+)$/.exec(location.hash);
   return found ? Number(found[1]) - 1 : 0;
 }
 
-/** Goes to a phase; one that is not there gives the nearest. */
-function go(phase) {
+/** Shows a phase; one that is not there gives the nearest. */
+function show(phase) {
   const wanted = Math.min(Math.max(phase, 0), phases.length - 1);
   if (wanted !== current) {
     current = wanted;
     view = new View(current);
   }
-  if (phases.length > 1 && location.hash !== hash()) history.replaceState(null, "", hash());
   draw();
+}
+
+/** Goes to a phase, which the address names soon after. */
+function go(phase) {
+  show(phase);
+  clearTimeout(naming);
+  naming = setTimeout(nameInAddress, ADDRESS_AFTER);
+}
+
+/** Writes the phase into the address, where the page may: not in a frame without an address. */
+function nameInAddress() {
+  if (hashPhase() === current) return;
+  try {
+    history.replaceState(null, "", `#phase=${current + 1}`);
+  } catch {
+    // The page shows the phase; only a link to it cannot be copied.
+  }
 }
 
 function draw() {
@@ -197,8 +222,9 @@ function draw() {
   $("slider").value = String(current + 1);
   $("slider").setAttribute("aria-valuetext", `phase ${current + 1}, ${text}`);
   $("phase").textContent = phases.length > 1 ? `Phase ${current + 1} of ${phases.length}: ${text}` : text;
-  $("previous").disabled = current === 0;
-  $("next").disabled = current === phases.length - 1;
+  // A button that is disabled loses the focus: these two stay reachable at the ends.
+  $("previous").setAttribute("aria-disabled", String(current === 0));
+  $("next").setAttribute("aria-disabled", String(current === phases.length - 1));
   const [live, all] = [view.live[0], numel[0]];
   const share = all ? (100 * live) / all : 0;
   $("line").textContent = `trainable params: ${counted(live)} || all params: ${counted(all)} || trainable%: ${share.toFixed(4)}`;
@@ -212,8 +238,19 @@ function draw() {
 
 /* ---- the filters ---- */
 
+let filtered = "";
+
+function resetFilters() {
+  for (const id of ["query", "state", "rule"]) $(id).value = "";
+  $("how").value = "decides";
+  $("differs").checked = false;
+}
+
+/** Narrows the tree. A new filter opens what it finds; a new phase leaves the folding as it is. */
 function filter() {
   const wanted = { query: $("query").value, state: $("state").value, rule: $("rule").value, how: $("how").value, differs: $("differs").checked };
+  const fresh = filtered !== JSON.stringify(wanted);
+  filtered = JSON.stringify(wanted);
   $("how").disabled = !wanted.rule;
   if (!wanted.query.trim() && !wanted.state && !wanted.rule && !wanted.differs) {
     $("found").textContent = "";
@@ -221,7 +258,7 @@ function filter() {
     return;
   }
   const { shown, counts } = select(view, wanted);
-  tree.show(view, shown, true);
+  tree.show(view, shown, fresh);
   const further = counts.aliases ? `, ${plural(counts.aliases, "further name")}` : "";
   $("found").textContent = `${counted(counts.parameters)} of ${plural(P, "parameter")}, ${counted(counts.modules)} of ${plural(M, "module")}${further}`;
 }
@@ -372,6 +409,16 @@ function drawDifference() {
 
 /* ---- what the user does ---- */
 
+/** Whether a key goes with one that makes it the browser's, as in Alt+Left for "back". */
+const ofBrowser = (event) => event.altKey || event.ctrlKey || event.metaKey;
+
+/** Whether left and right do something else where the focus is: move a cursor, a slider, a view. */
+function usesArrows(place) {
+  if (place.closest("input, select, #tree, pre")) return true;
+  const box = place.closest(".scroll");
+  return box !== null && box.scrollWidth > box.clientWidth;
+}
+
 function listen() {
   $("slider").max = String(phases.length);
   $("phases").classList.toggle("single", phases.length === 1);
@@ -380,18 +427,13 @@ function listen() {
   $("next").addEventListener("click", () => go(current + 1));
   addEventListener("hashchange", () => go(hashPhase()));
   addEventListener("keydown", (event) => {
-    const busy = event.target !== document.body || event.altKey || event.ctrlKey || event.metaKey;
-    if (busy || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key) || ofBrowser(event) || usesArrows(event.target)) return;
     event.preventDefault();
     go(current + (event.key === "ArrowLeft" ? -1 : 1));
   });
   for (const id of ["state", "rule", "how", "differs"]) $(id).addEventListener("change", filter);
   $("query").addEventListener("input", filter);
-  $("clear").addEventListener("click", () => {
-    for (const id of ["query", "state", "rule"]) $(id).value = "";
-    $("differs").checked = false;
-    filter();
-  });
+  $("clear").addEventListener("click", () => { resetFilters(); filter(); });
   $("expand").addEventListener("click", () => tree.setAll(1));
   $("collapse").addEventListener("click", () => tree.setAll(0));
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -411,4 +453,4 @@ drawCost();
 drawDifference();
 listen();
 $("why").append(element("p", { className: "hint" }, "Select a parameter to see why it is treated as it is."));
-go(hashPhase());
+show(hashPhase());

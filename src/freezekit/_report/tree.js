@@ -39,12 +39,15 @@ class Tree {
     }
   }
 
-  /** Shows a phase, and only the nodes that a filter lets through; null: all. */
+  /** Shows a phase, and only the nodes that a filter lets through; null: all. A fresh filter opens
+      all that it lets through, else only what was not there before. */
   show(view, shown, fresh) {
     this.view = view;
     if (shown && fresh) {
       if (!this.kept) this.kept = this.open.slice();
       this.open = shown.slice(0, M);
+    } else if (shown) {
+      for (let m = 0; m < M; m++) if (shown[m] && !this.shown[m]) this.open[m] = 1;
     } else if (!shown && this.kept) {
       this.open = this.kept;
       this.kept = null;
