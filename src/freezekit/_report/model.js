@@ -201,6 +201,14 @@ function unrun(runs) {
   return numbers;
 }
 
+/** The numbers that repetitions stand for: how often and which, flat. */
+function repeated(runs) {
+  const numbers = [];
+  for (let at = 0; at < runs.length; at += 2)
+    for (let times = runs[at]; times > 0; times--) numbers.push(runs[at + 1]);
+  return numbers;
+}
+
 /** Which nodes a filter lets through: itself, and `shown` with all that is above them. */
 function select(view, filter) {
   const onPath = filter.query.trim() ? matcher(filter.query) : null;

@@ -70,9 +70,8 @@ function drawRules() {
 /* ---- the timeline ---- */
 
 const scale = { low: Infinity, high: 0 };
-for (const { cells } of data.layers)
-  for (const [, , low, high] of cells)
-    if (low !== null) { scale.low = Math.min(scale.low, low); scale.high = Math.max(scale.high, high); }
+for (const [, , low, high, factor] of data.cells)
+  if (low !== null && factor === null) { scale.low = Math.min(scale.low, low); scale.high = Math.max(scale.high, high); }
 
 /** Where a rate lies between the least (0) and the greatest (1), on a log scale. */
 function place(rate) {
@@ -84,6 +83,9 @@ const sign = data.rate.unit === "lr_mult" ? "×" : "";
 
 function drawTimeline() {
   const some = scale.high > 0;
+  $("unscaled").hidden = data.cells.every(([, , , , factor]) => factor === null);
+  for (const note of data.order)
+    $("order").append(element("p", {}, `Note: ${note}. "Backward stops here" stands by this order; FreezePlan(layers=...) gives another.`));
   const unit = data.rate.unit === "lr" ? "learning rate" : "multiplier of the base learning rate";
   $("least").hidden = !(scale.low < scale.high);
   $("most").hidden = !some;
@@ -135,16 +137,26 @@ function drawLayers() {
   markColumn();
 }
 
+/** The rates of a cell as text: learning rates, then multipliers. */
+function ratesText([, , low, high, least, most]) {
+  const said = [];
+  if (low !== null) said.push(sign + between(low, high));
+  if (least !== null) said.push(`×${between(least, most)}`);
+  return said.join(", ");
+}
+
 function layerRow(layer) {
   const { count, first } = layer;
   const names = count > 1 ? `${layer.name} to ${layer.last} (${counted(count)} layers)` : layer.name || "(root)";
   const row = element("tr", {}, element("th", { scope: "row" }, breakable(names)), element("td", { className: "count" }, counted(layer.numel)));
-  layer.cells.forEach(([state, live, low, high], phase) => {
-    const rate = low === null ? "" : sign + between(low, high);
-    const text = state === "frozen" ? "frozen" : state === "none" ? "-" : [state === "partial" ? "partial" : "", rate || (state === "trainable" ? "trainable" : "")].filter(Boolean).join(" ");
+  repeated(layer.cells).forEach((number, phase) => {
+    const [state, live, low, high, factor] = data.cells[number];
+    const rate = ratesText(data.cells[number]);
+    const text = { frozen: "frozen", none: "-", partial: `partial ${rate}`, trainable: rate }[state];
     const cell = element("td", { className: `cell ${state}` }, element("span", {}, text));
     cell.title = `${names}: ${state}, ${counted(live)} of ${counted(layer.numel)} train${rate ? ` at ${rate}` : ""}`;
-    if (low !== null) cell.style.setProperty("--rate", place(Math.sqrt(low * high)));
+    if (factor !== null) cell.classList.add("unscaled");
+    else if (low !== null) cell.style.setProperty("--rate", place(Math.sqrt(low * high)));
     const frontier = data.frontiers[phase];
     if (frontier !== null && frontier >= first && frontier < first + count) {
       cell.classList.add("stop");
