@@ -280,7 +280,7 @@ def test_timeline_is_the_grid(browser: Browser) -> None:
 
 
 def test_rates_without_a_base_are_multipliers(browser: Browser) -> None:
-    """Where a rule sets a rate and no base is given, cells say multipliers, off the scale of colours."""
+    """Where rules set rates and no base is given, cells say multipliers, in their own colour."""
     network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
     rules = FreezePlan().group("[0]", lr_mult=0.1).group("[1].bias", lr=1e-4)
     resolved = rules.freeze("[2].bias").resolve(network)
@@ -290,11 +290,11 @@ def test_rates_without_a_base_are_multipliers(browser: Browser) -> None:
         " getComputedStyle(cell).backgroundColor])"
     )
     browser.show(resolved)
-    texts, unscaled, grounds = zip(*browser.run(cells), strict=True)
+    texts, unscaled, fills = zip(*browser.run(cells), strict=True)
     assert texts == (f"{TIMES}0.1", f"1e-4, {TIMES}1", f"partial {TIMES}1")
     assert unscaled == (True, True, True)
     legend = "return getComputedStyle(document.querySelector('#unscaled .swatch')).backgroundColor"
-    assert set(grounds) == {browser.run(legend)}
+    assert set(fills) == {browser.run(legend)}
     assert browser.one("#unscaled").text == "no base_lr: multiplier"
     browser.show(resolved, base_lr=1e-2)
     texts, unscaled, _ = zip(*browser.run(cells), strict=True)
@@ -641,16 +641,68 @@ def test_arrows_keep_their_own_meaning(browser: Browser) -> None:
 
 
 def test_every_control_has_a_label(browser: Browser) -> None:
-    """All that can be used has a name for those who do not see it."""
-    browser.show(plan(), other=plan())
+    """All that can be used has a name for those who do not see it, in words."""
+    browser.show(plan(), "#phase=2", other=plan())
     browser.one("#expand").click()
+    browser.pick("rule", "2")
+    browser.select("layers.0.norm.bias")
+    nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    used: dict[str, list[str]] = {}
+    for node in nodes:
+        focusable = any(
+            each["name"] == "focusable" and each["value"].get("value")
+            for each in node.get("properties", [])
+        )
+        if focusable and not node["ignored"]:
+            role = node["role"]["value"]
+            used.setdefault(role, []).append(node.get("name", {}).get("value", "").strip())
+    assert set(used) >= {"button", "slider", "searchbox", "combobox", "checkbox", "treeitem"}
+    assert "" not in {name for role, names in used.items() if role != "generic" for name in names}
+    assert {"Previous phase", "Next phase"} < set(used["button"])
+    assert used["combobox"] == ["State", "Rule", "that"]
+    assert len(used["treeitem"]) == len(browser.lines())
+    assert any(name.startswith("layers ModuleList") for name in used["treeitem"])
+
+
+def test_news_are_said_in_one_place(browser: Browser) -> None:
+    """One live region says where a step led, and what a filter has left."""
+    browser.show(plan())
+    live = "return document.querySelectorAll('[aria-live], [role=status], output').length"
+    assert (browser.run(live), browser.text("#news")) == (1, "")
+    browser.one("#next").click()
+    assert browser.text("#news") == browser.text("#phase")
+    browser.type("dense")
+    assert browser.text("#news") == browser.text("#found") != ""
+
+
+def test_a_form_the_search_does_not_know_is_named(browser: Browser) -> None:
+    """Forms of patterns that the search takes for text have a hint."""
+    browser.show(plan())
+    for text in ("layers[0]", "**@Linear", "!x", "re:.*"):
+        browser.type(text)
+        assert browser.one("#forms").is_displayed(), text
+    browser.type("layers.{0..1}.*")
+    assert not browser.one("#forms").is_displayed()
+
+
+def test_what_only_this_model_has_says_so(browser: Browser) -> None:
+    """A parameter that the other plan's model lacks says so under Why."""
+    browser.show(plan(), other=FreezePlan().resolve(nn.ModuleDict({"head": nn.Linear(4, 2)})))
+    browser.one("#expand").click()
+    browser.select("embed.weight")
+    assert "only in this model" in browser.text("#why")
     browser.select("head.weight")
-    nameless = browser.run(
-        "return [...document.querySelectorAll('button, input, select, [tabindex]')].filter("
-        "each => !(each.textContent.trim() || each.ariaLabel || each.labels?.length))"
-        ".map(each => each.outerHTML)"
+    assert "only in this model" not in browser.text("#why")
+
+
+def test_costs_stand_under_their_headings(browser: Browser) -> None:
+    """Numbers of the cost table are right-aligned, as what stands above them."""
+    browser.show(plan())
+    aligned = (
+        "return [...document.querySelectorAll('#cost tr')].flatMap(row =>"
+        " [...row.cells].slice(1).map(cell => getComputedStyle(cell).textAlign))"
     )
-    assert nameless == []
+    assert set(browser.run(aligned)) == {"right"}
 
 
 CONTRAST = """
@@ -664,19 +716,36 @@ const light = (color) => {
   const [r, g, b] = rgb(color).map((c) => linear(c / 255));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
-const ground = (each) => {
+const grounds = (each) => {
   for (; each; each = each.parentElement) {
-    const color = getComputedStyle(each).backgroundColor;
-    if (rgb(color)[3] === 255) return color;
+    const { backgroundColor, backgroundImage } = getComputedStyle(each);
+    const colors = [backgroundColor, ...(backgroundImage.match(/[a-z]+\\([^()]*\\)/g) || [])];
+    const seen = colors.filter((color) => rgb(color)[3] === 255);
+    if (seen.length) return seen;
   }
+};
+const contrast = (...lights) => {
+  const [a, b] = lights.sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05);
 };
 return [...document.querySelectorAll("body *")].filter((each) =>
   [...each.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())
   && each.checkVisibility() && !each.closest(":disabled, script, noscript, option")).map((each) => {
-  const [a, b] = [light(getComputedStyle(each).color), light(ground(each))].sort((x, y) => y - x);
-  return [(a + 0.05) / (b + 0.05), each.outerHTML.slice(0, 120)];
-}).filter(([ratio]) => ratio < 4.5);
+  const text = light(getComputedStyle(each).color);
+  const ratios = grounds(each).map((color) => contrast(text, light(color)));
+  return [Math.min(...ratios), each.outerHTML.slice(0, 120), ratios.length];
+})"""
+
+
+EDGES = (
+    CONTRAST.split("return [...document")[0]
+    + """
+return [...document.querySelectorAll("input:not([type=range]), select")].filter((each) =>
+  each.checkVisibility()).map((each) =>
+  [contrast(light(getComputedStyle(each).borderTopColor), light(grounds(each.parentElement)[0])),
+   each.outerHTML.slice(0, 60)]).filter(([ratio]) => ratio < 3);
 """
+)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -688,14 +757,18 @@ def test_texts_stand_out_in_both_schemes(browser: Browser, *, dark: bool) -> Non
     before = browser.run(ground)
     browser.one("#expand").click()
     browser.select("head.weight")
-    assert browser.run(CONTRAST) == []
+    for _ in range(2):
+        measured = browser.run(f"{CONTRAST};")
+        assert [each for each in measured if each[0] < 4.5] == []
+        assert any(count > 1 for _, _, count in measured)  # some stand on a hatch
+        assert browser.run(EDGES) == []
+        browser.one("#theme").click()
     browser.one("#theme").click()
-    assert browser.run(CONTRAST) == []
     assert {before, browser.run(ground)} == {"rgb(255, 255, 255)", "rgb(21, 24, 28)"}
     assert (before == "rgb(21, 24, 28)") is dark
 
 
-@pytest.mark.parametrize("width", [400, 1280, 1920])
+@pytest.mark.parametrize("width", [320, 400, 1280, 1920])
 def test_the_page_fits_its_window(browser: Browser, width: int) -> None:
     """At no width the page itself scrolls sideways."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -719,6 +792,33 @@ def test_print_shows_all_lines(browser: Browser) -> None:
     assert in_view < len(browser.lines()) == 2_000
     browser.run("dispatchEvent(new Event('afterprint'))")
     assert len(browser.lines()) == in_view
+
+
+@pytest.mark.parametrize("phases", [4, 11, 61])
+def test_paper_is_wide_enough(browser: Browser, phases: int) -> None:
+    """On a sheet nothing stands beyond the right edge, and it is printed in the light scheme."""
+    network = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(60))})
+    network["head"] = nn.Linear(3, 2)
+    layerwise = FreezePlan().freeze("blocks").unfreeze_layerwise("blocks", start_epoch=1)
+    resolved = {4: plan(), 11: ten_thousand(), 61: layerwise.resolve(network)}[phases]
+    assert len(resolved.phases) == phases
+    sheet = {"width": 718, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
+    try:
+        browser.show(resolved, dark=True)
+        scheme = {"name": "prefers-color-scheme", "value": "dark"}
+        browser.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"media": "print", "features": [scheme]}
+        )
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        assert browser.run("return document.documentElement.scrollWidth") <= 718
+        assert browser.run("return document.getElementById('timeline').offsetWidth") <= 718
+        assert browser.run("return getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_layers_that_all_differ_open_fast(browser: Browser) -> None:

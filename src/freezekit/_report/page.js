@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const LAYERS_AT_ONCE = 200;
 const NAMES_AT_ONCE = 200;
+const PHASES_ON_PAPER = 7; // that have room for words
 
 const ADDRESS_AFTER = 200; // ms without a further step; browsers refuse an address written too often
 
@@ -29,7 +30,7 @@ function drawHead() {
     button.addEventListener("click", () => {
       resetFilters();
       $("rule").value = String(at + 1);
-      filter();
+      narrow();
       $("rule").scrollIntoView({ block: "center" });
       $("rule").focus({ preventScroll: true });
     });
@@ -118,6 +119,7 @@ function drawTimeline() {
   });
   $("more").addEventListener("click", drawLayers);
   if (!data.layers.length) $("more").insertAdjacentElement("beforebegin", element("p", {}, "The model has no parameters."));
+  $("timeline").classList.toggle("many", phases.length > PHASES_ON_PAPER);
   drawLayers();
 }
 
@@ -134,7 +136,6 @@ function drawLayers() {
   const rest = data.layers.length - body.rows.length;
   $("more").hidden = !rest;
   $("more").textContent = `Show ${counted(Math.min(rest, LAYERS_AT_ONCE))} more of ${plural(data.layers.length, "row")}`;
-  markColumn();
 }
 
 /** The rates of a cell as text: learning rates, then multipliers. */
@@ -162,6 +163,7 @@ function layerRow(layer) {
       cell.classList.add("stop");
       cell.append(element("small", {}, "backward stops here"));
     }
+    if (phase === marked) cell.classList.add("now");
     row.append(cell);
   });
   return row;
@@ -174,13 +176,16 @@ function breakable(name) {
   return made;
 }
 
+let marked = -1;
+
 /** Marks the column of the current phase. */
 function markColumn() {
   const at = current + 2;
   for (const { cells } of $("timeline").rows) {
-    for (const cell of cells) if (cell.classList.contains("now")) cell.classList.remove("now");
+    if (marked >= 0) cells[marked + 2].classList.remove("now");
     cells[at].classList.add("now");
   }
+  marked = current;
   const buttons = $("timeline").tHead.querySelectorAll("button");
   buttons.forEach((button, phase) => {
     button.tabIndex = phase === current ? 0 : -1;
@@ -215,6 +220,7 @@ function show(phase) {
 /** Goes to a phase, which the address names soon after. */
 function go(phase) {
   show(phase);
+  $("news").textContent = $("phase").textContent;
   clearTimeout(naming);
   naming = setTimeout(nameInAddress, ADDRESS_AFTER);
 }
@@ -264,6 +270,7 @@ function filter() {
   const fresh = filtered !== JSON.stringify(wanted);
   filtered = JSON.stringify(wanted);
   $("how").disabled = !wanted.rule;
+  $("forms").hidden = !/[[\]@!]|^\s*re:/.test(wanted.query);
   if (!wanted.query.trim() && !wanted.state && !wanted.rule && !wanted.differs) {
     $("found").textContent = "";
     tree.show(view, null);
@@ -273,6 +280,12 @@ function filter() {
   tree.show(view, shown, fresh);
   const further = counts.aliases ? `, ${plural(counts.aliases, "further name")}` : "";
   $("found").textContent = `${counted(counts.parameters)} of ${plural(P, "parameter")}, ${counted(counts.modules)} of ${plural(M, "module")}${further}`;
+}
+
+/** Narrows the tree as the user says, and says aloud what is left. */
+function narrow() {
+  filter();
+  $("news").textContent = $("found").textContent || "All modules and parameters";
 }
 
 /* ---- why ---- */
@@ -288,6 +301,7 @@ function showWhy(node) {
   if (rate) panel.append(element("p", {}, `Learning rate in this phase: ${rate}${rate[0] === "×" ? " of the optimizer's" : ""}`));
   for (const group of changesOf(row))
     panel.append(element("p", { className: "mark" }, `≠ ${changeText(group)}`));
+  if (alone.has(row)) panel.append(element("p", { className: "mark" }, "≠ only in this model"));
   const text = explanation(row);
   const copy = element("button", { type: "button", id: "copy" }, "Copy");
   const pre = element("pre", { tabIndex: 0 }, text);
@@ -390,12 +404,16 @@ function changeText({ stalls, start, key, values: [before, after, differs] }) {
 }
 
 const changed = new Map();
+const alone = new Set(data.diff ? unrun(data.diff.only[0]) : []);
 
 /** The changes that concern a parameter. */
 function changesOf(row) {
   if (data.diff && !changed.size)
     for (const group of data.diff.groups)
-      for (const each of unrun(group.runs)) changed.set(each, [...(changed.get(each) || []), group]);
+      for (const each of unrun(group.runs)) {
+        if (!changed.has(each)) changed.set(each, []);
+        changed.get(each).push(group);
+      }
   return changed.get(row) || [];
 }
 
@@ -443,9 +461,9 @@ function listen() {
     event.preventDefault();
     go(current + (event.key === "ArrowLeft" ? -1 : 1));
   });
-  for (const id of ["state", "rule", "how", "differs"]) $(id).addEventListener("change", filter);
-  $("query").addEventListener("input", filter);
-  $("clear").addEventListener("click", () => { resetFilters(); filter(); });
+  for (const id of ["state", "rule", "how", "differs"]) $(id).addEventListener("change", narrow);
+  $("query").addEventListener("input", narrow);
+  $("clear").addEventListener("click", () => { resetFilters(); narrow(); });
   $("expand").addEventListener("click", () => tree.setAll(1));
   $("collapse").addEventListener("click", () => tree.setAll(0));
   const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -135,14 +135,14 @@ class Tree {
     const [place, size] = this.places[at];
     line.className = `row ${module ? "module" : "leaf"}`;
     line.setAttribute("role", "treeitem");
+    line.removeAttribute("aria-expanded");
     line.setAttribute("aria-level", depths[node] + 1);
     line.setAttribute("aria-posinset", place);
     line.setAttribute("aria-setsize", size);
-    const closed = module && starts[node] < starts[node + 1];
-    if (closed) line.setAttribute("aria-expanded", String(this.open[node] === 1));
+    if (module && this.below(node).length) line.setAttribute("aria-expanded", String(this.open[node] === 1));
     const differs = !module && differing(this.view.phase)[rowOf(node)];
     const name = element("span", { className: "name" }, element("span", { className: "twisty" }), element("bdi", {}, nameOf(node)));
-    name.style.setProperty("--depth", depths[node]);
+    line.style.setProperty("--depth", depths[node]);
     name.title = pathOf(node) || nameOf(node);
     if (differs) name.append(element("span", { className: "mark", role: "img", ariaLabel: "differs from the other plan" }, " ≠"));
     line.replaceChildren(
