@@ -152,7 +152,8 @@ class View {
   }
 }
 
-const counted = (count) => count.toLocaleString("en-US");
+const grouped = new Intl.NumberFormat("en-US");
+const counted = (count) => grouped.format(count);
 const plural = (count, noun) => `${counted(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 function short(value) {
