@@ -84,6 +84,12 @@ def rows_of(runs: list[int]) -> set[int]:
     return {row for first, last in firsts_and_lasts for row in range(first, last + 1)}
 
 
+def cells_of(data: dict[str, Any], row: dict[str, Any]) -> list[list[Any]]:
+    """The cells of a row of the timeline, one for each phase."""
+    pairs = zip(row["cells"][::2], row["cells"][1::2], strict=True)
+    return [list(data["cells"][number]) for times, number in pairs for _ in range(times)]
+
+
 def page_of(resolved: ResolvedPlan, folder: Path, **options: Any) -> str:  # noqa: ANN401
     """The text of a report."""
     resolved.save_html(folder / "plan.html", **options)
@@ -121,6 +127,16 @@ def ten_thousand() -> ResolvedPlan:
     plan = FreezePlan(allow_all_frozen=True).freeze("**").no_decay()
     plan = plan.unfreeze_layerwise("[-10:]", start_epoch=1).lr_range("**", low=1e-5, high=1e-3)
     return plan.resolve(model)
+
+
+def none_alike() -> ResolvedPlan:
+    """8,002 parameters in 2,001 layers, each with a rate of its own, and 60 phases."""
+    with torch.device("meta"):
+        blocks = (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)) for _ in range(2_000))
+        model = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "head": nn.Linear(3, 2)})
+    plan = FreezePlan().freeze("blocks")
+    plan = plan.unfreeze_layerwise("blocks", start_epoch=1, layers_per_phase=34)
+    return plan.lr_range("blocks", low=1e-5, high=1e-3).resolve(model)
 
 
 @given(cases())
@@ -218,16 +234,43 @@ def test_layers_that_are_alike_share_a_row() -> None:
     """Of many layers, neighbours with the same cells are one row; nothing is lost in the sums."""
     resolved = ten_thousand()
     bands = grid(resolved, base_lr=BASE).bands
-    rows = data_of(resolved)["layers"]
+    data = data_of(resolved)
+    rows = data["layers"]
     assert (len(rows), len(bands)) == (11, 40)
     assert sum(row["numel"] for row in rows) == sum(band.numel for band in bands)
     for row in rows:
         group = bands[row["first"] : row["first"] + row["count"]]
         assert (row["name"], row["last"]) == (group[0].name, group[-1].name)
-        for phase, (state, live, low, high) in enumerate(row["cells"]):
+        for phase, (state, live, low, high, *unknown) in enumerate(cells_of(data, row)):
             cells = [band.cells[phase] for band in group]
             assert {(cell.state, cell.low, cell.high) for cell in cells} == {(state, low, high)}
             assert live == sum(cell.trainable for cell in cells)
+            assert unknown == [None, None]
+
+
+@given(cases())
+def test_layers_have_the_rates_of_what_trains_in_them(case: Case) -> None:
+    """Without a base, a cell has the learning rates that rules set, and multipliers of the rest."""
+    resolved = resolve(case)
+    data = report_data(resolved, None, None, "AdamW")
+    sets_lr = data["rate"]["unit"] == "lr"
+    assume(len(data["layers"]) == len(resolved.layers))
+    for layer, row in zip(resolved.layers, data["layers"], strict=True):
+        for phase, (_, _, *ends) in zip(resolved.phases, cells_of(data, row), strict=True):
+            rates: list[float] = []
+            factors: list[float] = []
+            for name in phase.trainable.intersection(layer.parameter_names):
+                said = resolved._outcomes[resolved._outcome_ids[resolved._row(name)]]
+                decision = said.decisions[phase.index]
+                if decision.lr is not None:
+                    rates.append(decision.lr)
+                else:
+                    factors.append(1.0 if decision.lr_mult is None else decision.lr_mult)
+            if not sets_lr:
+                rates, factors = factors, rates
+            assert ends == [
+                end(listed, default=None) for listed in (rates, factors) for end in (min, max)
+            ]
 
 
 def test_costs_are_those_of_the_plan() -> None:
@@ -279,6 +322,15 @@ def test_ten_thousand_parameters_stay_small(tmp_path: Path) -> None:
     resolved = ten_thousand()
     assert (len(resolved.rows), len(resolved.phases)) == (10_000, 11)
     assert len(page_of(resolved, tmp_path, other=resolved).encode()) < 1_000_000
+
+
+def test_layers_that_all_differ_stay_small(tmp_path: Path) -> None:
+    """A report on 2,000 layers, none like the next, in 60 phases takes less than five megabytes."""
+    resolved = none_alike()
+    assert (len(resolved.rows), len(resolved.phases)) == (8_002, 60)
+    page = page_of(resolved, tmp_path, base_lr=1e-3)
+    assert len(page.encode()) < 5_000_000
+    assert page.count('"first":') == 2_001
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
+from .._cascade import Decision
 from .._cost import OptimizerLike
 from .._explain import PlanDiff, moments
-from .._grid import Band, grid
+from .._grid import Band, Cell, grid
 from .._resolved import ResolvedPlan
 
 _MANY_LAYERS = 30
@@ -52,17 +52,20 @@ def report_data(
     """
     bands = grid(resolved, base_lr=base_lr)
     texts = _Table()
+    layers, cells = _layers(resolved, bands.bands)
     return {
         "model": resolved._tree.class_names[0],
         "rules": [rule.call for rule in resolved.plan.rules],
         "warnings": resolved.warnings,
         "phases": [
-            {"text": str(phase), "stalls": phase.stalls, "partly": _partly(resolved, phase.index)}
+            {"text": str(phase), "partly": _partly(resolved, phase.index)}
             for phase in resolved.phases
         ],
         "rate": {"unit": bands.unit, "base": 1.0 if bands.unit == "lr_mult" else base_lr},
         "frontiers": bands.frontiers,
-        "layers": _layers(bands.bands),
+        "order": bands.notes,
+        "layers": layers,
+        "cells": cells,
         "modules": _modules(resolved, texts),
         "parameters": _parameters(resolved, texts),
         "outcomes": _outcomes(resolved),
@@ -77,34 +80,57 @@ def _partly(resolved: ResolvedPlan, phase: int) -> list[tuple[int, int]]:
     return sorted(resolved._partly(phase).items())
 
 
-def _layers(bands: Sequence[Band]) -> list[dict[str, Any]]:
-    """Returns the rows of the timeline; of many layers, neighbours that are alike share one."""
-    groups: Iterable[list[Band]] = ([band] for band in bands)
+def _layers(resolved: ResolvedPlan, bands: Sequence[Band]) -> tuple[list[Any], list[Any]]:
+    """Returns the rows of the timeline, and the cells that they have by number.
+
+    Of many layers, neighbours that are alike share a row. A row has its cells in runs of phases:
+    flat, how many and which.
+    """
+    table = _Table()
+    treated = [
+        [_treated(cell, decisions) for cell, decisions in zip(band.cells, phases, strict=True)]
+        for band, phases in zip(bands, _decisions(resolved), strict=True)
+    ]
+    groups: Iterable[list[int]] = ([at] for at in range(len(bands)))
     if len(bands) > _MANY_LAYERS:
-        cells = attrgetter("cells")
-        groups = (list(alike) for _, alike in groupby(bands, lambda band: _kind(cells(band))))
-    found, first = [], 0
+        groups = (list(alike) for _, alike in groupby(range(len(bands)), treated.__getitem__))
+    rows = []
     for group in groups:
-        trainable = [sum(cells) for cells in zip(*map(_trainable, group), strict=True)]
-        found.append(
+        live = [sum(each) for each in zip(*(_trainable(bands[at]) for at in group), strict=True)]
+        cells = [
+            table.number((state, elements, *rates))
+            for (state, *rates), elements in zip(treated[group[0]], live, strict=True)
+        ]
+        rows.append(
             {
-                "first": first,
+                "first": group[0],
                 "count": len(group),
-                "name": group[0].name,
-                "last": group[-1].name,
-                "numel": sum(band.numel for band in group),
-                "cells": [
-                    (cell.state, elements, cell.low, cell.high)
-                    for cell, elements in zip(group[0].cells, trainable, strict=True)
-                ],
+                "name": bands[group[0]].name,
+                "last": bands[group[-1]].name,
+                "numel": sum(bands[at].numel for at in group),
+                "cells": [each for cell, run in groupby(cells) for each in (len(list(run)), cell)],
             }
         )
-        first += len(group)
-    return found
+    return rows, table.values()
 
 
-def _kind(cells: Sequence[Any]) -> list[tuple[Any, ...]]:
-    return [(cell.state, cell.low, cell.high) for cell in cells]
+def _decisions(resolved: ResolvedPlan) -> Iterator[list[list[Decision]]]:
+    """Returns for each layer, by phases, what the plan decides about its parameters."""
+    for layer in resolved.layers:
+        outcomes = {resolved._outcome_ids[resolved._row(name)] for name in layer.parameter_names}
+        decisions = [resolved._outcomes[each].decisions for each in sorted(outcomes)]
+        yield [list(each) for each in zip(*decisions, strict=True)]
+
+
+def _treated(cell: Cell, decisions: Iterable[Decision]) -> tuple[Any, ...]:
+    """Returns a state with its least and greatest rate, and multiplier of what has no rate."""
+    if cell.low is not None or not cell.trains:
+        return cell.state, cell.low, cell.high, None, None
+    live = [each for each in decisions if each.trainable]
+    rates = [each.lr for each in live if each.lr is not None]
+    factors = [1.0 if each.lr_mult is None else each.lr_mult for each in live if each.lr is None]
+    ends = min(rates, default=None), max(rates, default=None)
+    return cell.state, *ends, min(factors), max(factors)
 
 
 def _trainable(band: Band) -> list[int]:

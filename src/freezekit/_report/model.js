@@ -152,7 +152,8 @@ class View {
   }
 }
 
-const counted = (count) => count.toLocaleString("en-US");
+const grouped = new Intl.NumberFormat("en-US");
+const counted = (count) => grouped.format(count);
 const plural = (count, noun) => `${counted(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 function short(value) {
@@ -198,6 +199,14 @@ function unrun(runs) {
   const numbers = [];
   for (let at = 0; at < runs.length; at += 2)
     for (let number = runs[at]; number <= runs[at + 1]; number++) numbers.push(number);
+  return numbers;
+}
+
+/** The numbers that repetitions stand for: how often and which, flat. */
+function repeated(runs) {
+  const numbers = [];
+  for (let at = 0; at < runs.length; at += 2)
+    for (let times = runs[at]; times > 0; times--) numbers.push(runs[at + 1]);
   return numbers;
 }
 

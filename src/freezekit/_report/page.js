@@ -3,8 +3,12 @@
 const $ = (id) => document.getElementById(id);
 const LAYERS_AT_ONCE = 200;
 const NAMES_AT_ONCE = 200;
+const PHASES_ON_PAPER = 7; // that have room for words
+
+const ADDRESS_AFTER = 200; // ms without a further step; browsers refuse an address written too often
 
 let current = 0;
+let naming = 0;
 let view = new View(0);
 const tree = new Tree($("tree"), showWhy);
 
@@ -20,12 +24,13 @@ function drawHead() {
   const names = [];
   for (let row = 0; row < P; row++) if (silent.has(parameters.outcomes[row])) names.push(pathOf(M + row));
   if (names.length) $("notes").append(nameList(`No rule mentions ${plural(names.length, "parameter")}`, names));
-  if (!data.rules.length) $("rules").replaceWith(element("p", {}, "The plan has no rules."));
+  if (!data.rules.length) $("rules").insertAdjacentElement("beforebegin", element("p", {}, "The plan has no rules."));
   data.rules.forEach((rule, at) => {
     const button = element("button", { type: "button", className: "rule" }, element("code", {}, rule));
     button.addEventListener("click", () => {
+      resetFilters();
       $("rule").value = String(at + 1);
-      filter();
+      narrow();
       $("rule").scrollIntoView({ block: "center" });
       $("rule").focus({ preventScroll: true });
     });
@@ -66,9 +71,8 @@ function drawRules() {
 /* ---- the timeline ---- */
 
 const scale = { low: Infinity, high: 0 };
-for (const { cells } of data.layers)
-  for (const [, , low, high] of cells)
-    if (low !== null) { scale.low = Math.min(scale.low, low); scale.high = Math.max(scale.high, high); }
+for (const [, , low, high, factor] of data.cells)
+  if (low !== null && factor === null) { scale.low = Math.min(scale.low, low); scale.high = Math.max(scale.high, high); }
 
 /** Where a rate lies between the least (0) and the greatest (1), on a log scale. */
 function place(rate) {
@@ -80,6 +84,9 @@ const sign = data.rate.unit === "lr_mult" ? "×" : "";
 
 function drawTimeline() {
   const some = scale.high > 0;
+  $("unscaled").hidden = data.cells.every(([, , , , factor]) => factor === null);
+  for (const note of data.order)
+    $("order").append(element("p", {}, `Note: ${note}. "Backward stops here" stands by this order; FreezePlan(layers=...) gives another.`));
   const unit = data.rate.unit === "lr" ? "learning rate" : "multiplier of the base learning rate";
   $("least").hidden = !(scale.low < scale.high);
   $("most").hidden = !some;
@@ -97,20 +104,28 @@ function drawTimeline() {
   });
   head.addEventListener("keydown", (event) => {
     const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: phases.length - 1 }[event.key];
-    if (to === undefined) return;
+    if (to === undefined || ofBrowser(event)) return;
     event.preventDefault();
     event.stopPropagation();
     go(to);
-    head.cells[current + 2].firstChild.focus();
+    focusColumn();
   });
   $("timeline").append(element("caption", {}, "What each layer does in each phase"), element("thead", {}, head), element("tbody", {}));
   $("timeline").addEventListener("click", (event) => {
     const cell = event.target.closest("td");
-    if (cell && cell.cellIndex > 1) go(cell.cellIndex - 2);
+    if (!cell || cell.cellIndex < 2) return;
+    go(cell.cellIndex - 2);
+    focusColumn();
   });
   $("more").addEventListener("click", drawLayers);
   if (!data.layers.length) $("more").insertAdjacentElement("beforebegin", element("p", {}, "The model has no parameters."));
+  $("timeline").classList.toggle("many", phases.length > PHASES_ON_PAPER);
   drawLayers();
+}
+
+/** Puts the focus on the head of the current column, where arrows step on. */
+function focusColumn() {
+  $("timeline").tHead.rows[0].cells[current + 2].firstChild.focus({ preventScroll: true });
 }
 
 /** Adds the next rows of the timeline. */
@@ -121,24 +136,34 @@ function drawLayers() {
   const rest = data.layers.length - body.rows.length;
   $("more").hidden = !rest;
   $("more").textContent = `Show ${counted(Math.min(rest, LAYERS_AT_ONCE))} more of ${plural(data.layers.length, "row")}`;
-  markColumn();
+}
+
+/** The rates of a cell as text: learning rates, then multipliers. */
+function ratesText([, , low, high, least, most]) {
+  const said = [];
+  if (low !== null) said.push(sign + between(low, high));
+  if (least !== null) said.push(`×${between(least, most)}`);
+  return said.join(", ");
 }
 
 function layerRow(layer) {
   const { count, first } = layer;
   const names = count > 1 ? `${layer.name} to ${layer.last} (${counted(count)} layers)` : layer.name || "(root)";
   const row = element("tr", {}, element("th", { scope: "row" }, breakable(names)), element("td", { className: "count" }, counted(layer.numel)));
-  layer.cells.forEach(([state, live, low, high], phase) => {
-    const rate = low === null ? "" : sign + between(low, high);
-    const text = state === "frozen" ? "frozen" : state === "none" ? "-" : [state === "partial" ? "partial" : "", rate || (state === "trainable" ? "trainable" : "")].filter(Boolean).join(" ");
+  repeated(layer.cells).forEach((number, phase) => {
+    const [state, live, low, high, factor] = data.cells[number];
+    const rate = ratesText(data.cells[number]);
+    const text = { frozen: "frozen", none: "-", partial: `partial ${rate}`, trainable: rate }[state];
     const cell = element("td", { className: `cell ${state}` }, element("span", {}, text));
     cell.title = `${names}: ${state}, ${counted(live)} of ${counted(layer.numel)} train${rate ? ` at ${rate}` : ""}`;
-    if (low !== null) cell.style.setProperty("--rate", place(Math.sqrt(low * high)));
+    if (factor !== null) cell.classList.add("unscaled");
+    else if (low !== null) cell.style.setProperty("--rate", place(Math.sqrt(low * high)));
     const frontier = data.frontiers[phase];
     if (frontier !== null && frontier >= first && frontier < first + count) {
       cell.classList.add("stop");
       cell.append(element("small", {}, "backward stops here"));
     }
+    if (phase === marked) cell.classList.add("now");
     row.append(cell);
   });
   return row;
@@ -151,13 +176,16 @@ function breakable(name) {
   return made;
 }
 
+let marked = -1;
+
 /** Marks the column of the current phase. */
 function markColumn() {
   const at = current + 2;
   for (const { cells } of $("timeline").rows) {
-    for (const cell of cells) if (cell.classList.contains("now")) cell.classList.remove("now");
+    if (marked >= 0) cells[marked + 2].classList.remove("now");
     cells[at].classList.add("now");
   }
+  marked = current;
   const buttons = $("timeline").tHead.querySelectorAll("button");
   buttons.forEach((button, phase) => {
     button.tabIndex = phase === current ? 0 : -1;
@@ -174,22 +202,37 @@ function markColumn() {
 
 /* ---- the phase ---- */
 
-const hash = () => `#phase=${current + 1}`;
-
 function hashPhase() {
   const found = /^#phase=(\d+)$/.exec(location.hash);
   return found ? Number(found[1]) - 1 : 0;
 }
 
-/** Goes to a phase; one that is not there gives the nearest. */
-function go(phase) {
+/** Shows a phase; one that is not there gives the nearest. */
+function show(phase) {
   const wanted = Math.min(Math.max(phase, 0), phases.length - 1);
   if (wanted !== current) {
     current = wanted;
     view = new View(current);
   }
-  if (phases.length > 1 && location.hash !== hash()) history.replaceState(null, "", hash());
   draw();
+}
+
+/** Goes to a phase, which the address names soon after. */
+function go(phase) {
+  show(phase);
+  $("news").textContent = $("phase").textContent;
+  clearTimeout(naming);
+  naming = setTimeout(nameInAddress, ADDRESS_AFTER);
+}
+
+/** Writes the phase into the address, where the page may: not in a frame without an address. */
+function nameInAddress() {
+  if (hashPhase() === current) return;
+  try {
+    history.replaceState(null, "", `#phase=${current + 1}`);
+  } catch {
+    // The page shows the phase; only a link to it cannot be copied.
+  }
 }
 
 function draw() {
@@ -197,8 +240,9 @@ function draw() {
   $("slider").value = String(current + 1);
   $("slider").setAttribute("aria-valuetext", `phase ${current + 1}, ${text}`);
   $("phase").textContent = phases.length > 1 ? `Phase ${current + 1} of ${phases.length}: ${text}` : text;
-  $("previous").disabled = current === 0;
-  $("next").disabled = current === phases.length - 1;
+  // A button that is disabled loses the focus: these two stay reachable at the ends.
+  $("previous").setAttribute("aria-disabled", String(current === 0));
+  $("next").setAttribute("aria-disabled", String(current === phases.length - 1));
   const [live, all] = [view.live[0], numel[0]];
   const share = all ? (100 * live) / all : 0;
   $("line").textContent = `trainable params: ${counted(live)} || all params: ${counted(all)} || trainable%: ${share.toFixed(4)}`;
@@ -212,18 +256,36 @@ function draw() {
 
 /* ---- the filters ---- */
 
+let filtered = "";
+
+function resetFilters() {
+  for (const id of ["query", "state", "rule"]) $(id).value = "";
+  $("how").value = "decides";
+  $("differs").checked = false;
+}
+
+/** Narrows the tree. A new filter opens what it finds; a new phase leaves the folding as it is. */
 function filter() {
   const wanted = { query: $("query").value, state: $("state").value, rule: $("rule").value, how: $("how").value, differs: $("differs").checked };
+  const fresh = filtered !== JSON.stringify(wanted);
+  filtered = JSON.stringify(wanted);
   $("how").disabled = !wanted.rule;
+  $("forms").hidden = !/[[\]@!]|^\s*re:/.test(wanted.query);
   if (!wanted.query.trim() && !wanted.state && !wanted.rule && !wanted.differs) {
     $("found").textContent = "";
     tree.show(view, null);
     return;
   }
   const { shown, counts } = select(view, wanted);
-  tree.show(view, shown, true);
+  tree.show(view, shown, fresh);
   const further = counts.aliases ? `, ${plural(counts.aliases, "further name")}` : "";
   $("found").textContent = `${counted(counts.parameters)} of ${plural(P, "parameter")}, ${counted(counts.modules)} of ${plural(M, "module")}${further}`;
+}
+
+/** Narrows the tree as the user says, and says aloud what is left. */
+function narrow() {
+  filter();
+  $("news").textContent = $("found").textContent || "All modules and parameters";
 }
 
 /* ---- why ---- */
@@ -239,6 +301,7 @@ function showWhy(node) {
   if (rate) panel.append(element("p", {}, `Learning rate in this phase: ${rate}${rate[0] === "×" ? " of the optimizer's" : ""}`));
   for (const group of changesOf(row))
     panel.append(element("p", { className: "mark" }, `≠ ${changeText(group)}`));
+  if (alone.has(row)) panel.append(element("p", { className: "mark" }, "≠ only in this model"));
   const text = explanation(row);
   const copy = element("button", { type: "button", id: "copy" }, "Copy");
   const pre = element("pre", { tabIndex: 0 }, text);
@@ -341,12 +404,16 @@ function changeText({ stalls, start, key, values: [before, after, differs] }) {
 }
 
 const changed = new Map();
+const alone = new Set(data.diff ? unrun(data.diff.only[0]) : []);
 
 /** The changes that concern a parameter. */
 function changesOf(row) {
   if (data.diff && !changed.size)
     for (const group of data.diff.groups)
-      for (const each of unrun(group.runs)) changed.set(each, [...(changed.get(each) || []), group]);
+      for (const each of unrun(group.runs)) {
+        if (!changed.has(each)) changed.set(each, []);
+        changed.get(each).push(group);
+      }
   return changed.get(row) || [];
 }
 
@@ -372,6 +439,16 @@ function drawDifference() {
 
 /* ---- what the user does ---- */
 
+/** Whether a key goes with one that makes it the browser's, as in Alt+Left for "back". */
+const ofBrowser = (event) => event.altKey || event.ctrlKey || event.metaKey;
+
+/** Whether left and right do something else where the focus is: move a cursor, a slider, a view. */
+function usesArrows(place) {
+  if (place.closest("input, select, #tree, pre")) return true;
+  const box = place.closest(".scroll");
+  return box !== null && box.scrollWidth > box.clientWidth;
+}
+
 function listen() {
   $("slider").max = String(phases.length);
   $("phases").classList.toggle("single", phases.length === 1);
@@ -380,18 +457,13 @@ function listen() {
   $("next").addEventListener("click", () => go(current + 1));
   addEventListener("hashchange", () => go(hashPhase()));
   addEventListener("keydown", (event) => {
-    const busy = event.target !== document.body || event.altKey || event.ctrlKey || event.metaKey;
-    if (busy || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key) || ofBrowser(event) || usesArrows(event.target)) return;
     event.preventDefault();
     go(current + (event.key === "ArrowLeft" ? -1 : 1));
   });
-  for (const id of ["state", "rule", "how", "differs"]) $(id).addEventListener("change", filter);
-  $("query").addEventListener("input", filter);
-  $("clear").addEventListener("click", () => {
-    for (const id of ["query", "state", "rule"]) $(id).value = "";
-    $("differs").checked = false;
-    filter();
-  });
+  for (const id of ["state", "rule", "how", "differs"]) $(id).addEventListener("change", narrow);
+  $("query").addEventListener("input", narrow);
+  $("clear").addEventListener("click", () => { resetFilters(); narrow(); });
   $("expand").addEventListener("click", () => tree.setAll(1));
   $("collapse").addEventListener("click", () => tree.setAll(0));
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -411,4 +483,4 @@ drawCost();
 drawDifference();
 listen();
 $("why").append(element("p", { className: "hint" }, "Select a parameter to see why it is treated as it is."));
-go(hashPhase());
+show(hashPhase());

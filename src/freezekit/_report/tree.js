@@ -39,12 +39,15 @@ class Tree {
     }
   }
 
-  /** Shows a phase, and only the nodes that a filter lets through; null: all. */
+  /** Shows a phase, and only the nodes that a filter lets through; null: all. A fresh filter opens
+      all that it lets through, else only what was not there before. */
   show(view, shown, fresh) {
     this.view = view;
     if (shown && fresh) {
       if (!this.kept) this.kept = this.open.slice();
       this.open = shown.slice(0, M);
+    } else if (shown) {
+      for (let m = 0; m < M; m++) if (shown[m] && !this.shown[m]) this.open[m] = 1;
     } else if (!shown && this.kept) {
       this.open = this.kept;
       this.kept = null;
@@ -132,14 +135,14 @@ class Tree {
     const [place, size] = this.places[at];
     line.className = `row ${module ? "module" : "leaf"}`;
     line.setAttribute("role", "treeitem");
+    line.removeAttribute("aria-expanded");
     line.setAttribute("aria-level", depths[node] + 1);
     line.setAttribute("aria-posinset", place);
     line.setAttribute("aria-setsize", size);
-    const closed = module && starts[node] < starts[node + 1];
-    if (closed) line.setAttribute("aria-expanded", String(this.open[node] === 1));
+    if (module && this.below(node).length) line.setAttribute("aria-expanded", String(this.open[node] === 1));
     const differs = !module && differing(this.view.phase)[rowOf(node)];
     const name = element("span", { className: "name" }, element("span", { className: "twisty" }), element("bdi", {}, nameOf(node)));
-    name.style.setProperty("--depth", depths[node]);
+    line.style.setProperty("--depth", depths[node]);
     name.title = pathOf(node) || nameOf(node);
     if (differs) name.append(element("span", { className: "mark", role: "img", ariaLabel: "differs from the other plan" }, " ≠"));
     line.replaceChildren(
