@@ -31,7 +31,7 @@ MARGIN = 1.15
 """What stands above and below the rows."""
 TALLEST = 24.0
 """The highest stack of rows in a figure of our own, while each row has a pixel."""
-MOST_LABELS = 240
+MOST_LABELS = 120
 """The most rows with labels: each costs as much as hundreds of boxes."""
 EDGED = 60
 """The most rows whose boxes have edges: those of more would turn their fills grey."""
