@@ -1,7 +1,6 @@
 """What the tests of the pictures share: models of several sizes, and eyes for what is drawn."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
@@ -174,15 +173,3 @@ def grey(colour: object) -> float:
 
 def labels(ax: Axes) -> list[str]:
     return [label.get_text() for label in ax.get_yticklabels()]
-
-
-def least_seconds(work: Callable[[], object], enough: float, turns: int = 3) -> float:
-    """Returns the least processor time of up to so many turns: a busy machine only adds to one."""
-    found = float("inf")
-    for _ in range(turns):
-        start = time.process_time()
-        work()
-        found = min(found, time.process_time() - start)
-        if found < enough:
-            break
-    return found

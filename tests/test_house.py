@@ -180,26 +180,24 @@ def test_import_loads_no_guest(statement: str, more: set[str]) -> None:
 
 
 def test_import_costs_little_over_torch() -> None:
-    """All public names add under 50 ms to `import torch`, or 3 % where that takes longer too."""
+    """All public names add under 50 ms to `import torch`: the median of ten warm processes."""
     # Processor time: on an idle machine the same as the clock's, on a busy one still the cost.
     code = (
         "from time import process_time as now\n"
-        "begin = now(); import torch; start = now(); from freezekit import *\n"
-        "print(now() - start, start - begin)"
+        "import torch; start = now(); from freezekit import *; print(now() - start)"
     )
     environment = {key: v for key, v in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
-    def cost() -> tuple[float, ...]:
+    def cost() -> float:
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
-        return tuple(map(float, run.stdout.split()))
+        return float(run.stdout)
 
     cost()  # writes the bytecode
     seconds = [cost() for _ in range(10)]
-    ours, torchs = map(statistics.median, zip(*seconds, strict=True))
-    assert ours < max(0.050, 0.03 * torchs), seconds
+    assert statistics.median(seconds) < 0.050, seconds
 
 
 def public_objects() -> list[tuple[str, object]]:

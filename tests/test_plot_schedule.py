@@ -1,6 +1,7 @@
 """The picture of a plan over time, judged through the renderer."""
 
 import re
+import time
 from functools import cache
 from itertools import pairwise
 
@@ -19,7 +20,6 @@ from pictures import (
     forty_eight,
     grey,
     labels,
-    least_seconds,
     outside,
     render,
     resolved,
@@ -451,7 +451,9 @@ def test_many_layers_in_many_phases_take_seconds() -> None:
         layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(300)))
     plan = FreezePlan().freeze("**").unfreeze_layerwise(start_epoch=0, every_epochs=1)
     made = plan.layer_decay(decay=0.97).resolve(layers, total_epochs=300)
-    seconds = least_seconds(lambda: schedule(made, base_lr=0.01, max_rows=300), 12)
+    start = time.process_time()
+    schedule(made, base_lr=0.01, max_rows=300)
+    seconds = time.process_time() - start
     assert seconds < 12, seconds
 
 

@@ -1,6 +1,7 @@
 """The picture of what trains, judged through the renderer: texts, hatches, sizes of rows."""
 
 import io
+import time
 from functools import cache
 
 import matplotlib as mpl
@@ -17,7 +18,6 @@ from pictures import (
     check_texts,
     grey,
     labels,
-    least_seconds,
     outside,
     render,
     resolved,
@@ -329,14 +329,10 @@ def test_twenty_thousand_rows_are_drawn_and_saved_in_time() -> None:
         module.bias = nn.Parameter(torch.empty(place % 97 + 1, device="meta"))
     plan = FreezePlan().freeze("**").unfreeze("[::3]").unfreeze("[::7].bias")
     made = plan.resolve(nn.Sequential(*modules))
-    pictures = []
-
-    def work() -> None:
-        pictures.append(trainability(made, max_rows=20_000))
-        save(pictures[-1], io.BytesIO(), format="svg")
-
-    seconds = least_seconds(work, 6)
-    ax = pictures[-1]
+    start = time.process_time()
+    ax = trainability(made, max_rows=20_000)
+    save(ax, io.BytesIO(), format="svg")
+    seconds = time.process_time() - start
     assert len({box.row for box in boxes(ax)}) == 20_000
     assert len(ax.collections) <= 4
     assert seconds < 6, seconds

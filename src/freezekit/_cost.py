@@ -258,11 +258,12 @@ def cost(
     for kind, rows in kinds.items():
         decisions = resolved._outcomes[kind.outcome].decisions
         kept = _kept(resolved, kind, states, tree.names[rows[0]], drops=on_freeze == "drop")
+        elements, nbytes = kind.numel * len(rows), kind.nbytes * len(rows)
         for k, decision in enumerate(decisions):
             state[k] += kept[k] * len(rows)
             if decision.trainable:
-                trainable[k] += kind.numel * len(rows)
-                gradients[k] += kind.nbytes * len(rows)
+                trainable[k] += elements
+                gradients[k] += nbytes
     for k in range(len(resolved.phases)):
         for row, elements in resolved._partly(k).items():
             trainable[k] += elements - resolved._numel(row)
@@ -285,11 +286,9 @@ def _kept(
 ) -> list[int]:
     """Returns the bytes of state for a parameter of some kind, phase by phase."""
     decisions = resolved._outcomes[kind.outcome].decisions
-    found = {
-        k: states.of(kind, decision.options, name)
-        for k, decision in enumerate(decisions)
-        if decision.trainable
-    }
+    live = [(k, decision.options) for k, decision in enumerate(decisions) if decision.trainable]
+    by_options = {options: states.of(kind, options, name) for options in {each for _, each in live}}
+    found = {k: by_options[options] for k, options in live}
     if drops:
         return [found[k].stepped if k in found else 0 for k in range(len(decisions))]
     built = max((each.built for each in found.values()), default=0)

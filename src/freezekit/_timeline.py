@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -164,6 +163,8 @@ def _window(
                     f"{entry.label}: the plan counts in steps and in fractions; pass "
                     "total_steps=..."
                 )
+            from fractions import Fraction  # loads decimal, for which an import should not wait
+
             return ceil(Fraction(str(value)) * total)
         if kind == unit:
             return int(value)
