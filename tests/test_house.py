@@ -49,6 +49,7 @@ TIERS = (
     {"_check_lrs", "_check_optimizers", "_check_wrappers", "_optimizers"},
     {"_check_model"},
     {"_apply", "_checks"},
+    {"_diagnose"},
     {"_report._data", "_simulation", "recipes", "scoring"},
     {"_report"},
     {"plot._bands", "plot._moments", "plot._texts"},
@@ -88,6 +89,8 @@ NO_TORCH = {
 # The facade methods: their imports inside the function reach up the order. The command line reads
 # its options before it imports what needs torch.
 FACADE = {
+    "_diagnose.diagnose",
+    "_matches._no_match",
     "_plan.FreezePlan.apply",
     "_plan.FreezePlan.from_dict",
     "_plan.FreezePlan.load",

@@ -10,7 +10,7 @@ from .errors import FreezekitError, FrozenChangedError, PatternError, PlanError
 
 if TYPE_CHECKING:
     from ._apply import AppliedPlan
-    from ._checks import diagnose
+    from ._diagnose import diagnose
     from ._layers import infer_layers
     from ._plan import FreezePlan
     from ._resolved import Phase, ResolvedPlan
@@ -48,7 +48,7 @@ _HOMES = {
     "Phase": "_resolved",
     "ResolvedPlan": "_resolved",
     "Rule": "_rules",
-    "diagnose": "_checks",
+    "diagnose": "_diagnose",
     "infer_layers": "_layers",
 }
 

@@ -1,7 +1,5 @@
 """What is wrong with learning rates: FK012."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

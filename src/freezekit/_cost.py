@@ -1,7 +1,5 @@
 """What a plan costs in memory, phase by phase, beside full fine-tuning."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -11,8 +9,7 @@ import torch
 
 from ._resolved import ResolvedPlan
 from ._rules import Pairs
-from ._suggest import counted
-from ._verbs import did_you_mean
+from ._verbs import counted, did_you_mean
 from .errors import PlanError
 
 OptimizerLike: TypeAlias = str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

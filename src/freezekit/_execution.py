@@ -1,7 +1,5 @@
 """When a model first uses each of its parameters: one forward pass, watched from below."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ._cascade import Cascade, Decision, History
-from ._suggest import counted
+from ._verbs import counted
 from .errors import PlanError
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
 from itertools import product
@@ -16,11 +15,11 @@ from .errors import PatternError
 SPECIAL = re.compile(r"[][{}@*?!]|^re:")
 """What a name may hold that would read as a pattern."""
 
-_RANGE = re.compile(r"(0|[1-9][0-9]*)\.\.(0|[1-9][0-9]*)")
-_RANGE_LIKE = re.compile(r"([0-9]+)(?:-|\.\.)([0-9]+)")
-_INDEX = re.compile(r"-?[0-9]+")
-_SLICE = re.compile(r"(-?[0-9]+)?:(-?[0-9]+)?(?::(-?[0-9]+)?)?")
-_BRACES = re.compile(r"\{[^{}]*\}")
+_RANGE = r"(0|[1-9][0-9]*)\.\.(0|[1-9][0-9]*)"
+_RANGE_LIKE = r"([0-9]+)(?:-|\.\.)([0-9]+)"
+_INDEX = r"-?[0-9]+"
+_SLICE = r"(-?[0-9]+)?:(-?[0-9]+)?(?::(-?[0-9]+)?)?"
+_BRACES = r"\{[^{}]*\}"
 _MAX_RANGE = 10_000
 _MAX_DIGITS = 18
 _GENERATED = ("Parametrized", "FSDP")
@@ -29,21 +28,18 @@ Piece = str | tuple[str, ...]
 """Literal text, or the alternatives of one pair of braces."""
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """Consumes one segment whose text matches."""
 
     literals: frozenset[str]
     globs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AnyDepth:
+class AnyDepth(NamedTuple):
     """`**`: consumes any number of segments, also none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """`[...]`: consumes one numbered child, chosen by position."""
 
     text: str
@@ -57,8 +53,7 @@ class Index:
         return range(position, position + 1) if 0 <= position < count else range(0)
 
 
-@dataclass(frozen=True, slots=True)
-class TypeIs:
+class TypeIs(NamedTuple):
     """`@Class`: consumes nothing; holds where the module reached is of that class."""
 
     literals: frozenset[str]
@@ -98,8 +93,7 @@ class Segment(NamedTuple):
         return items
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(NamedTuple):
     """A parsed pattern; `regex` is set instead of `segments` for `re:` patterns."""
 
     text: str
@@ -241,7 +235,7 @@ def _split(body: str) -> list[str]:
 def _segment(part: str) -> Segment:
     if not part:
         raise PatternError("a segment between two dots, or beside one, is empty")
-    for braces in _BRACES.findall(part):
+    for braces in re.findall(_BRACES, part):
         if any(stray in braces for stray in "[]@"):
             raise PatternError(f"{braces} holds more than names; write two patterns instead")
     selector, at, type_text = part.partition("@")
@@ -281,9 +275,9 @@ def _indices(text: str, before: str) -> tuple[Index, ...]:
 def _position(content: str, before: str) -> int | slice:
     if len(content) > _MAX_DIGITS and not content.strip("-:0123456789"):
         raise PatternError(f"[{content[:_MAX_DIGITS]}...] counts too far")
-    if _INDEX.fullmatch(content):
+    if re.fullmatch(_INDEX, content):
         return int(content)
-    numbers = _SLICE.fullmatch(content)
+    numbers = re.fullmatch(_SLICE, content)
     if numbers:
         start, stop, step = (None if n is None else int(n) for n in numbers.groups())
         if step == 0:
@@ -297,7 +291,7 @@ def _position(content: str, before: str) -> int | slice:
 
 def _alternatives_hint(content: str, before: str) -> str:
     """Returns how to write what other glob dialects mean by these brackets, if they mean that."""
-    numbers = _RANGE_LIKE.fullmatch(content)
+    numbers = re.fullmatch(_RANGE_LIKE, content)
     items = [item.strip() for item in content.split(",")]
     if numbers:
         inner = f"{int(numbers[1])}..{int(numbers[2])}"
@@ -330,8 +324,8 @@ def _pieces(text: str) -> tuple[Piece, ...]:
 
 
 def _alternatives(content: str) -> tuple[str, ...]:
-    numbers = _RANGE.fullmatch(content)
-    if numbers is None and _RANGE_LIKE.fullmatch(content):
+    numbers = re.fullmatch(_RANGE, content)
+    if numbers is None and re.fullmatch(_RANGE_LIKE, content):
         raise PatternError(f"{{{content}}} is no range; write {{0..11}}, without leading zeros")
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])

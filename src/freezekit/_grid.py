@@ -1,7 +1,5 @@
 """What a plan does over time: parts of a model by phases, as data for pictures and reports."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Decisions -> param groups: few, merged, named, with the learning rate they really have."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, NamedTuple

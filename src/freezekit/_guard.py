@@ -1,7 +1,5 @@
 """The guard: proof that what is frozen did not change, without a copy of it."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType

@@ -4,8 +4,6 @@ One idea: a deep model repeats itself. The members of its stacks are the layers,
 before them is the stem, what comes after them the head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -20,7 +18,7 @@ from ._names import Tree, Walk, walk
 from ._placing import Placed, place
 from ._rungs import Clock, Rung, find_rungs, late_inputs, unconnected, unsure
 from ._shape import Shape
-from ._suggest import counted
+from ._verbs import counted
 from .errors import PlanError
 
 _LISTED = 3

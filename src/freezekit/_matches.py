@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from ._automaton import Automaton
+from ._glob import Pattern
 from ._names import Walk
-from ._suggest import Node, no_match
+from .errors import PatternError
 
 
 class Selection:
@@ -60,14 +61,19 @@ def check_matches(
     met = matched.union(*(automaton.accepts[each] for each in set(tree.module_accepts)))
     for identifier, pattern in enumerate(automaton.patterns):
         if required[identifier] and identifier not in (met if identifier in whole else matched):
-            raise no_match(automaton.labels[identifier], pattern, None, _nodes(walked))
+            raise _no_match(walked, automaton.labels[identifier], pattern, None)
     for offset, (identifier, option, narrowed) in enumerate(automaton.alternatives):
         if required[identifier] and offset + len(automaton.patterns) not in met:
-            raise no_match(automaton.labels[identifier], narrowed, option, _nodes(walked))
+            raise _no_match(walked, automaton.labels[identifier], narrowed, option)
 
 
-def _nodes(walked: Walk) -> Node:
-    """Returns the model's names as a tree of nodes, further names and spellings included."""
+def _no_match(walked: Walk, label: str, pattern: Pattern, narrowed: str | None) -> PatternError:
+    """Returns the error for a pattern that selects nothing.
+
+    The model's names become a tree of nodes, further names and spellings included.
+    """
+    from ._suggest import Node, no_match
+
     tree = walked.tree
     nodes: list[Node] = []
     buffered = set(tree.buffered)
@@ -88,4 +94,4 @@ def _nodes(walked: Walk) -> Node:
             path = tree.prefixes[owner] + ".".join(below[: depth + 1])
             last = depth == len(below) - 1
             node = node.children.setdefault(segment, Node(path, () if last else ("",), {}, last))
-    return nodes[0]
+    return no_match(label, pattern, narrowed, nodes[0])

@@ -1,9 +1,6 @@
 """Which modules are held in eval mode, and the view of a model module by module."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,8 +24,7 @@ class Fate(NamedTuple):
     leave: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleRow:
+class ModuleRow(NamedTuple):
     """One module of a model in one phase.
 
     Attributes:

@@ -4,9 +4,6 @@ The walk carries a plan's automaton down with it and reads names, classes, shape
 writes nothing and keeps no tensor.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -53,7 +50,6 @@ class Alias(NamedTuple):
     owner: int
 
 
-@dataclass(slots=True)
 class Tree:
     """A model's structure in columns.
 
@@ -80,23 +76,25 @@ class Tree:
         shared: for each further place of a shared module, the row above and its own.
     """
 
-    names: list[str] = field(default_factory=list)
-    shapes: list[torch.Size | None] = field(default_factory=list)
-    dtypes: list[torch.dtype] = field(default_factory=list)
-    flags: list[bool] = field(default_factory=list)
-    accepts: list[int] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)
-    prefixes: list[str] = field(default_factory=list)
-    class_names: list[str] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    module_accepts: list[int] = field(default_factory=list)
-    buffered: list[int] = field(default_factory=list)
-    marked: list[int] = field(default_factory=list)
-    recurrent: list[int] = field(default_factory=list)
-    aliases: list[Alias] = field(default_factory=list)
-    spelled: dict[str, str] = field(default_factory=dict)
-    shared_accepts: set[int] = field(default_factory=set)
-    shared: list[tuple[int, int]] = field(default_factory=list)
+    def __init__(self) -> None:
+        """Makes columns without rows."""
+        self.names: list[str] = []
+        self.shapes: list[torch.Size | None] = []
+        self.dtypes: list[torch.dtype] = []
+        self.flags: list[bool] = []
+        self.accepts: list[int] = []
+        self.owners: list[int] = []
+        self.prefixes: list[str] = []
+        self.class_names: list[str] = []
+        self.parents: list[int] = []
+        self.module_accepts: list[int] = []
+        self.buffered: list[int] = []
+        self.marked: list[int] = []
+        self.recurrent: list[int] = []
+        self.aliases: list[Alias] = []
+        self.spelled: dict[str, str] = {}
+        self.shared_accepts: set[int] = set()
+        self.shared: list[tuple[int, int]] = []
 
     def bare(self) -> list[int]:
         """Returns the rows of modules with buffers and no parameter at or below them."""

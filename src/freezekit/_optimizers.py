@@ -1,7 +1,5 @@
 """The optimizers attached to an applied plan, and what the plan does inside their steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

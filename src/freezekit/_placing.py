@@ -1,7 +1,5 @@
 """Placing: which layer each parameter belongs to, once it is known what the blocks are."""
 
-from __future__ import annotations
-
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple

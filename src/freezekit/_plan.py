@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -63,8 +63,9 @@ class FreezePlan:
     """
 
     rules: tuple[Rule, ...] = ()
-    allow_all_frozen: bool = field(default=False, kw_only=True)
-    layers: Layering | LayerProperties = field(default=Layering(), kw_only=True)
+    _: KW_ONLY
+    allow_all_frozen: bool = False
+    layers: Layering | LayerProperties = field(default=Layering())
 
     def __post_init__(self) -> None:
         if not isinstance(self.rules, Iterable):

@@ -16,8 +16,8 @@ from ._names import MARK, Tree, Walk, is_bias, walk
 from ._plan import FreezePlan
 from ._resolved import Placement, ResolvedPlan
 from ._rules import parse_rows
-from ._suggest import counted
 from ._timeline import Entry, timeline
+from ._verbs import counted
 from .errors import PlanError
 
 

@@ -18,9 +18,8 @@ from ._names import Tree, Walk
 from ._placing import Placed
 from ._plan import FreezePlan
 from ._rules import Rule, parse_rows, whole_number
-from ._suggest import counted
 from ._timeline import ClockUnit
-from ._verbs import closest, offered
+from ._verbs import closest, counted, offered
 from .errors import PlanError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 
 from ._plan import FreezePlan
 from ._resolved import ResolvedPlan
-from ._suggest import counted
+from ._verbs import counted
 from .errors import FreezekitError
 
 

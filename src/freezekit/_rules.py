@@ -1,12 +1,10 @@
 """Rules: what the user says, before any model is looked at."""
 
-from __future__ import annotations
-
 import math
 import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from ._glob import parse
@@ -25,7 +23,7 @@ _REALS = (
 """Properties that are numbers and not only whole ones: stored as floats."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rule:
     """One rule: a verb, the patterns it selects by, and the properties it sets.
 
@@ -75,33 +73,34 @@ class Rule:
 
     verb: str
     patterns: tuple[str, ...]
-    lr: float | None = field(default=None, kw_only=True)
-    lr_mult: float | None = field(default=None, kw_only=True)
-    weight_decay: float | None = field(default=None, kw_only=True)
-    warmup_steps: int | None = field(default=None, kw_only=True)
-    options: Pairs | Mapping[str, Any] | None = field(default=None, kw_only=True)
-    frozen_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
-    rows: str | None = field(default=None, kw_only=True)
-    start_epoch: int | None = field(default=None, kw_only=True)
-    every_epochs: int | None = field(default=None, kw_only=True)
-    start_step: int | None = field(default=None, kw_only=True)
-    every_steps: int | None = field(default=None, kw_only=True)
-    layers_per_phase: int | None = field(default=None, kw_only=True)
-    order: Literal["top_down", "bottom_up"] | None = field(default=None, kw_only=True)
-    decay: float | None = field(default=None, kw_only=True)
-    top: Literal["head", "selection"] | None = field(default=None, kw_only=True)
-    count: Literal["all", "selection"] | None = field(default=None, kw_only=True)
-    min_mult: float | None = field(default=None, kw_only=True)
-    low: float | None = field(default=None, kw_only=True)
-    high: float | None = field(default=None, kw_only=True)
-    at_epoch: int | None = field(default=None, kw_only=True)
-    at_step: int | None = field(default=None, kw_only=True)
-    at_fraction: float | None = field(default=None, kw_only=True)
-    at_metric: Pairs | Mapping[str, Any] | None = field(default=None, kw_only=True)
-    until_epoch: int | None = field(default=None, kw_only=True)
-    until_step: int | None = field(default=None, kw_only=True)
-    until_fraction: float | None = field(default=None, kw_only=True)
-    missing_ok: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    lr: float | None = None
+    lr_mult: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int | None = None
+    options: Pairs | Mapping[str, Any] | None = None
+    frozen_mode: Literal["eval", "train"] | None = None
+    rows: str | None = None
+    start_epoch: int | None = None
+    every_epochs: int | None = None
+    start_step: int | None = None
+    every_steps: int | None = None
+    layers_per_phase: int | None = None
+    order: Literal["top_down", "bottom_up"] | None = None
+    decay: float | None = None
+    top: Literal["head", "selection"] | None = None
+    count: Literal["all", "selection"] | None = None
+    min_mult: float | None = None
+    low: float | None = None
+    high: float | None = None
+    at_epoch: int | None = None
+    at_step: int | None = None
+    at_fraction: float | None = None
+    at_metric: Pairs | Mapping[str, Any] | None = None
+    until_epoch: int | None = None
+    until_step: int | None = None
+    until_fraction: float | None = None
+    missing_ok: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.patterns, str) or not isinstance(self.patterns, Iterable):

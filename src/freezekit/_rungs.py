@@ -1,7 +1,5 @@
 """Rungs: the modules that are layers, their order, and what structure does not tell of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from copy import copy
 
 from ._names import Tree
 
 _PLAIN = ("Sequential", "ModuleList")
 _DIGITS = "0123456789"
-_EMBEDDING = re.compile(r"embed(d?ing|der)?s?(bag|table|with\w+|\d?d)?$")
+_EMBEDDING = r"embed(d?ing|der)?s?(bag|table|with\w+|\d?d)?$"
 
 
 class Shape:
@@ -37,7 +37,9 @@ class Shape:
         if moved:
             parents = [moved.get(row, parent) for row, parent in enumerate(tree.parents)]
             depth = self.depth
-            self._add_up(replace(tree, parents=parents))
+            regrouped = copy(tree)
+            regrouped.parents = parents
+            self._add_up(regrouped)
             self.depth = depth  # What was regrouped is no deeper for it.
         self.kinds = self._number_kinds()
 
@@ -186,4 +188,4 @@ def is_embedding(class_name: str) -> bool:
 
     A model of embeddings has the word in the names of all its classes.
     """
-    return _EMBEDDING.search(class_name.lower()) is not None
+    return re.search(_EMBEDDING, class_name.lower()) is not None

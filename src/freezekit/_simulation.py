@@ -3,8 +3,6 @@
 What is carried out is the engine itself, on modules and parameters without data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 

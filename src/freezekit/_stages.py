@@ -1,7 +1,5 @@
 """Stages: whether the members of a row are blocks, or stages that hold the blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

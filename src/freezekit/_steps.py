@@ -5,8 +5,6 @@ one left there would be multiplied again by every scheduler that does not. So no
 assigned for longer than a step, and nothing is counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 

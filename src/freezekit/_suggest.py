@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
+from typing import NamedTuple
 
 from ._glob import (
     AnyDepth,
@@ -20,15 +20,13 @@ from ._glob import (
     parse,
     runs_of,
 )
-from ._verbs import offered
+from ._verbs import listing, offered
 from .errors import PatternError
 
-_LISTED = 12
 _TRIED = 2_000
 
 
-@dataclass(slots=True)
-class Node:
+class Node(NamedTuple):
     """One module or parameter, as a tree of names.
 
     Attributes:
@@ -72,7 +70,7 @@ def no_match(label: str, pattern: Pattern, narrowed: str | None, root: Node) -> 
     if pattern.regex is not None:
         names = [node.path for node in root.below() if not node.bases]
         return PatternError(
-            f"{head}: no parameter name matches it in full; names look like {_listing(names)}"
+            f"{head}: no parameter name matches it in full; names look like {listing(names)}"
         )
     items = pattern.items()
     at, stopped = _furthest(items, root)
@@ -81,7 +79,7 @@ def no_match(label: str, pattern: Pattern, narrowed: str | None, root: Node) -> 
         if isinstance(items[-1], TypeIs) and _selects(whole, root):
             own = f" of its own; with all below it: {spell(whole)!r}"
         return PatternError(
-            f"{head}: {_listing([_shown(node) for node in stopped])} has neither parameters nor "
+            f"{head}: {listing([_shown(node) for node in stopped])} has neither parameters nor "
             f"buffers{own}"
         )
     offers = _offers(items, at, stopped, root)
@@ -143,7 +141,7 @@ def _where(item: Item, stopped: Sequence[Node]) -> str:
             return f"{item.text} reaches none of the {max(counts)} numbered children of {place}"
         case TypeIs():
             classes = dict.fromkeys(node.bases[0] for node in stopped if node.bases)
-            return f"no module there is of that class; the classes are {_listing(list(classes))}"
+            return f"no module there is of that class; the classes are {listing(list(classes))}"
         case Name():
             if not any(node.children for node in stopped):
                 return f"{place} has nothing below it"
@@ -160,23 +158,12 @@ def _place(nodes: Sequence[Node]) -> str:
 def _children(nodes: Sequence[Node]) -> str:
     names = dict.fromkeys(name for node in nodes for name in node.children)
     listed = [f"{a}..{b}" if a < b else str(a) for a, b in runs_of(_numbers(names))]
-    return _listing([name for name in names if not is_number(name)] + listed)
+    return listing([name for name in names if not is_number(name)] + listed)
 
 
 def _shown(node: Node) -> str:
     name = node.bases[0] if node.bases else "parameter"
     return f"{node.path or 'the model'} ({name})"
-
-
-def counted(names: Sequence[str], noun: str) -> str:
-    """Returns how many names there are, and the first few, e.g. "2 parameters: a, b"."""
-    plural = "" if len(names) == 1 else "s"
-    return f"{len(names)} {noun}{plural}: {_listing(names)}"
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _offers(items: Sequence[Item], at: int, stopped: Sequence[Node], root: Node) -> list[str]:

@@ -1,9 +1,6 @@
 """Moments of rules -> the stretches of training between them. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -43,8 +40,7 @@ class Cell(NamedTuple):
     active: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(NamedTuple):
     """When each rule of a plan is in the list.
 
     Attributes:

@@ -1,6 +1,4 @@
-"""Verbs: what a rule of each may say."""
-
-from __future__ import annotations
+"""Verbs: what a rule of each may say, and how messages list what there is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -9,6 +7,8 @@ from typing import Any, Literal, Required
 from typing_extensions import TypedDict
 
 from .errors import PlanError
+
+_LISTED = 12
 
 
 class Moments(TypedDict, total=False):
@@ -137,3 +137,15 @@ def offered(names: Iterable[str]) -> str:
     """Returns a clause that offers names, empty without any."""
     either = " or ".join(map(repr, names))
     return f"; did you mean {either}?" if either else ""
+
+
+def counted(names: Sequence[str], noun: str) -> str:
+    """Returns how many names there are, and the first few, e.g. "2 parameters: a, b"."""
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} {noun}{plural}: {listing(names)}"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Returns the first few names and the count of the others."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,7 +1,5 @@
 """The only module that writes to a model: flags, gradients, modes and what remembers them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

@@ -27,8 +27,7 @@ from ._names import is_bias
 from ._parts import Parts, block_patterns, find_head, no_head, parts_of, patterns_for
 from ._plan import FreezePlan
 from ._rules import Rule, is_real, whole_number
-from ._suggest import counted
-from ._verbs import LayerProperties, did_you_mean
+from ._verbs import LayerProperties, counted, did_you_mean
 from .errors import PlanError
 
 __all__ = [
