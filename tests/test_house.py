@@ -20,6 +20,7 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
+import freezekit.integrations.distributed
 import freezekit.plot
 import freezekit.recipes
 import freezekit.scoring
@@ -35,7 +36,7 @@ TIERS = (
     {"_digest", "_findings", "_glob", "_gradients", "_verbs"},
     {"_automaton", "_guard"},
     {"_execution", "_names", "_rules", "_suggest"},
-    {"_layering", "_matches", "_shape"},
+    {"_layering", "_matches", "_shape", "_sync"},
     {"_stages"},
     {"_stacks"},
     {"_rungs"},
@@ -50,7 +51,14 @@ TIERS = (
     {"_check_model"},
     {"_apply", "_checks"},
     {"_diagnose"},
-    {"_report._data", "_simulation", "recipes", "scoring"},
+    {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
+    {"integrations.distributed"},
+    {
+        "integrations.accelerate",
+        "integrations.deepspeed",
+        "integrations.lightning",
+        "integrations.transformers",
+    },
     {"_report"},
     {"plot._bands", "plot._moments", "plot._texts"},
     {"plot._canvas", "plot._courses", "plot._saving"},
@@ -103,6 +111,15 @@ FACADE = {
     "_resolved.ResolvedPlan.save_html",
     "_resolved.ResolvedPlan.summary",
     "cli._run",
+}
+# Where each guest framework may be imported.
+ROOMS = {
+    "matplotlib": {"plot"},
+    "transformers": {"cli._building", "integrations.transformers"},
+    "accelerate": {"integrations.accelerate", "integrations.transformers"},
+    "lightning": {"integrations.lightning"},
+    "deepspeed": {"integrations.deepspeed"},
+    "peft": {"integrations.transformers"},
 }
 
 
@@ -159,15 +176,14 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=dotted)
 def test_guests_stay_in_their_rooms(path: Path) -> None:
-    """The leaves do without torch; matplotlib and transformers have one room each."""
+    """The leaves do without torch; each other guest stays where it is expected."""
     guests = {module.split(".")[0] for _, module in imports(path) if own(module) is None}
     if dotted(path) in NO_TORCH:
         assert "torch" not in guests
-    if dotted(path).partition(".")[0] != "plot":
-        assert "matplotlib" not in guests
-    if dotted(path) != "cli._building":
-        assert "transformers" not in guests
-    known = {"torch", "typing_extensions", "yaml", "matplotlib", "transformers"}
+    for guest, rooms in ROOMS.items():
+        if dotted(path).partition(".")[0] not in rooms and dotted(path) not in rooms:
+            assert guest not in guests
+    known = {"torch", "typing_extensions", "yaml", *ROOMS}
     assert guests <= known | sys.stdlib_module_names
 
 
@@ -205,7 +221,13 @@ def test_import_costs_little_over_torch() -> None:
 
 def public_objects() -> list[tuple[str, object]]:
     """Returns the public names that are not modules, with what they stand for."""
-    doors = (freezekit, freezekit.plot, freezekit.recipes, freezekit.scoring)
+    doors = (
+        freezekit,
+        freezekit.integrations.distributed,
+        freezekit.plot,
+        freezekit.recipes,
+        freezekit.scoring,
+    )
     named = [
         (f"{door.__name__}.{name}", getattr(door, name)) for door in doors for name in door.__all__
     ]

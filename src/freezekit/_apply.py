@@ -5,12 +5,14 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ._automaton import Automaton
 from ._cascade import Decision
@@ -28,6 +30,7 @@ from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows
 from ._rules import is_real, whole_number
 from ._steps import Base
+from ._sync import Sync
 from ._writer import Change, Writer, check_writable
 from .errors import FreezekitError, PlanError
 
@@ -69,6 +72,8 @@ class AppliedPlan:
         self._writer = Writer(resolved, walked.modules)
         self._steps = Optimizers(resolved, self._writer, drops, self._stepped)
         self._stalls = Stalls(resolved.metrics)
+        self._sync = Sync()
+        self._unchecked: set[int] = set()
         self._drops = drops
         self._clock: tuple[int | None, int | None] = (None, None)
         self._by_step = resolved._cascade.time.unit == "step"
@@ -102,8 +107,9 @@ class AppliedPlan:
         Raises:
             PlanError: the clock the plan uses is missing or negative, or the metric that the plan
                 waits for is not among `metrics`.
-            FreezekitError: the plan was released, a part of the model was replaced, or the plan
-                needs an attached optimizer and has none.
+            FreezekitError: the plan was released, a part of the model was replaced, the plan needs
+                an attached optimizer and has none, or there are several ranks and nothing is known
+                to average the gradients of what opens.
         """
         for hooks in self._steps.attached:
             if hooks.inside:
@@ -114,6 +120,8 @@ class AppliedPlan:
             return
         self._check_live()
         self._steps.check_complete()
+        self._check_synchronized(self._unchecked)
+        self._unchecked = set()
         at, unit = self._now(epoch, step)
         if metrics is None or not self.resolved.metrics:
             self._move(at)
@@ -161,6 +169,10 @@ class AppliedPlan:
     def _enter(self, phase: Phase, now: int, *, may_wait: bool) -> None:
         change = self._writer.change(self.phase.index, phase.index)
         self._writer.check(change)
+        if may_wait:
+            self._check_synchronized(change.unfreeze)
+        else:  # A state may be loaded before the model is wrapped: checked by the next `advance`.
+            self._unchecked.update(change.unfreeze)
         opens = bool(change.unfreeze or self._waiting.unfreeze)
         opens = opens or self._steps.opens_rows(self.phase, phase)
         waits = may_wait and opens and self._steps.gathers()
@@ -450,11 +462,40 @@ class AppliedPlan:
         self._steps.tick(now)
         time, first = self.resolved._cascade.time, self._steps.warm_from()
         waits = self._waiting is not _NOTHING or now < first or self._steps.lacking is not None
-        if waits or time.unit is None or time.metrics or self._drops:
+        if waits or self._unchecked or time.unit is None or time.metrics or self._drops:
             self._quiet = range(0)
         else:
             end = sys.maxsize if self.phase.end is None else self.phase.end
             self._quiet = range(max(self.phase.start, first), end)
+
+    def _check_synchronized(self, rows: Iterable[int]) -> None:
+        """Raises if nothing is known to average the gradients of these between the ranks."""
+        self._sync.check([(self.resolved._tree.names[r], self._writer.parameter(r)) for r in rows])
+
+    def _register(self, wrapper: DistributedDataParallel) -> None:
+        """Notes what averages the gradients; see `Sync.register`."""
+        names, find = self.resolved._tree.names, self._writer.parameter
+        trained = [(names[row], find(row)) for row in self._trained(any)]
+        always = {id(find(row)) for row in self._trained(all)}
+        self._sync.register(wrapper, trained, always)
+
+    def _trained(self, which: Callable[[Iterable[bool]], bool]) -> list[int]:
+        """Returns the rows of what trains in any, or in all, phases."""
+        outcomes = self.resolved._outcomes
+        found = [which(each.trainable for each in outcome.decisions) for outcome in outcomes]
+        return [row for row, each in enumerate(self.resolved._outcome_ids) if found[each]]
+
+    @contextmanager
+    def _all_trainable(self) -> Iterator[None]:
+        """Lets all that ever trains train within the block, for what asks once what trains."""
+        self._check_live()
+        rows = [r for r in self._trained(any) if not self._writer.parameter(r).requires_grad]
+        self._writer.carry_out(_NOTHING._replace(unfreeze=rows))
+        try:
+            yield
+        finally:
+            if not self._released:
+                self._writer.carry_out(_NOTHING._replace(freeze=rows))
 
     def _narrow_guards(self) -> None:
         """Takes what is not frozen any more out of every guard."""
@@ -555,6 +596,9 @@ def apply(
     applied = AppliedPlan(resolved, walked, drops=on_freeze == "drop")
     for row, name in enumerate(resolved._tree.names):
         check_writable(name, applied._writer.parameter(row))
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            applied._register(module)
     try:
         applied._start()
     except BaseException:

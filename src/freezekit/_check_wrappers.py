@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._findings import Finding, several
 from ._names import unwrap
 from ._setup import Setup
+from ._sync import covered, known_to
 
 
 def checkpointed(setup: Setup) -> Iterator[Finding]:
@@ -100,14 +99,10 @@ def synchronized(setup: Setup) -> Iterator[Finding]:
     for ddp in setup.wrapped:
         if not isinstance(ddp, DistributedDataParallel):
             continue
-        known = _known_to(ddp)
+        known = known_to(ddp)
         if known is None:
             continue
-        inside = {
-            id(parameter)
-            for name, parameter in ddp.module.named_parameters()
-            if name not in ddp.parameters_to_ignore
-        }
+        inside = covered(ddp)
         spots = [spot for spot in setup.spots if id(spot.parameter) in inside]
         late = tuple(s.name for s in spots if any(s.coming) and id(s.parameter) not in known)
         if late:
@@ -150,31 +145,6 @@ def _is_missed(ddp: DistributedDataParallel, flags: tuple[bool, ...]) -> bool:
     if ddp.static_graph:
         return len(set(flags)) > 1
     return not ddp.find_unused_parameters and not all(flags)
-
-
-def _known_to(ddp: DistributedDataParallel) -> set[int] | None:
-    """Returns the identities of the parameters that DDP synchronises; None if it does not tell.
-
-    It does not while a bucket for sparse gradients is still empty.
-    """
-    logged = ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-    if logged["num_parameter_tensors"] == len(ddp._module_parameters):
-        return {id(parameter) for parameter in ddp._module_parameters}
-    try:
-        with _WithoutMemory():  # type: ignore[no-untyped-call]
-            buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    except RuntimeError:
-        return None
-    return {id(parameter) for bucket in buckets for parameter in bucket.parameters()}
-
-
-class _WithoutMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers `zeros_like` with a tensor that takes no memory."""
-
-    def __torch_dispatch__(
-        self, func: object, types: object, args: tuple[Any, ...] = (), kwargs: object = None
-    ) -> torch.Tensor:
-        return torch.empty_like(args[0], device="meta")
 
 
 def compiled(setup: Setup) -> Iterator[Finding]:
