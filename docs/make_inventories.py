@@ -14,6 +14,7 @@ PYTHON = {
     "bool": (CLASS, "library/functions.html"),
     "collections.abc.Callable": (CLASS, "library/collections.abc.html"),
     "collections.abc.Iterable": (CLASS, "library/collections.abc.html"),
+    "collections.abc.Iterator": (CLASS, "library/collections.abc.html"),
     "collections.abc.Mapping": (CLASS, "library/collections.abc.html"),
     "collections.abc.Sequence": (CLASS, "library/collections.abc.html"),
     "dict": (CLASS, "library/stdtypes.html"),
@@ -35,6 +36,11 @@ TORCH = {
     "torch.nn.Module": (CLASS, _MODULE_PAGE),
     "nn.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
     "torch.nn.modules.module.Module": (CLASS, f"{_MODULE_PAGE}#torch.nn.Module"),
+    "torch.nn.parallel.distributed.DistributedDataParallel": (
+        CLASS,
+        "generated/torch.nn.parallel.DistributedDataParallel.html"
+        "#torch.nn.parallel.DistributedDataParallel",
+    ),
     "torch.Size": (CLASS, "size.html"),
     "torch.Tensor": (CLASS, "tensors.html"),
     "torch.optim.lr_scheduler.LRScheduler": (

@@ -253,6 +253,7 @@ def test_full_fine_tuning_has_the_options_of_the_plan() -> None:
     assert cost.phases[0].total_bytes == cost.full.total_bytes
 
 
+@pytest.mark.timing
 def test_three_hundred_layers_in_three_hundred_phases_are_quick() -> None:
     """The cost of many layers over many phases takes a second or two of processor time."""
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(300)))

@@ -198,6 +198,7 @@ def test_import_loads_no_guest(statement: str, more: set[str]) -> None:
     assert (printed.returncode, printed.stdout.strip()) == (0, ""), printed.stderr
 
 
+@pytest.mark.timing
 def test_import_costs_little_over_torch() -> None:
     """All public names add under 50 ms to `import torch`: the median of ten warm processes."""
     # Processor time: on an idle machine the same as the clock's, on a busy one still the cost.
@@ -346,8 +347,9 @@ def test_readme_commands_are_those_of_the_gate() -> None:
     gate = (ROOT / ".ci" / "run").read_text().splitlines()
     assert example == "bash .ci/python examples/multitask_minilm/train.py"
     assert (ROOT / example.split()[-1]).is_file()
-    assert tests in gate
     assert any(line.startswith(example) for line in gate)
+    halves = [f'{tests} -n 2 -m "not timing"', f"{tests} -m timing"]
+    assert [line for line in gate if line.startswith(tests)] == halves
 
 
 def test_patterns_page_counts_what_each_pattern_selects() -> None:

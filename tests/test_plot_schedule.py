@@ -445,6 +445,7 @@ def test_phases_in_which_a_row_stays_the_same_are_one_box() -> None:
     assert {box.hatch for box in drawn if box.what == "frozen" and box.width > 9} == {"xx"}
 
 
+@pytest.mark.timing
 def test_many_layers_in_many_phases_take_seconds() -> None:
     """Drawing 300 layers in 300 phases costs no more than a few seconds of the processor."""
     with torch.device("meta"):

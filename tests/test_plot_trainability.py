@@ -321,6 +321,7 @@ def test_all_of_a_thousand_rows_can_be_drawn(limit: int) -> None:
     assert labels(ax)[1] in ("2 (Linear)", "9 (Linear)")
 
 
+@pytest.mark.timing
 def test_twenty_thousand_rows_are_drawn_and_saved_in_time() -> None:
     """Every row of 20,000 modules is drawn and written as SVG in under 6 s of processor time."""
     modules = [nn.Module() for _ in range(20_000)]

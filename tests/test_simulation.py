@@ -164,6 +164,7 @@ def test_what_is_no_scheduler_is_refused() -> None:
         simulate(nothing, Run(0.1, total_steps=5))
 
 
+@pytest.mark.timing
 def test_long_runs_are_sampled_with_each_change() -> None:
     """Of 100,000 steps about 2,000 are looked at, each start of a phase and the step before it."""
     plan = FreezePlan().freeze("[0]", until_step=33_333).group("[1]", warmup_steps=50)

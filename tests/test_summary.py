@@ -297,6 +297,7 @@ def test_html_runs_nothing_and_escapes_names() -> None:
     assert parsed(html).tags <= {"div", "style", "span", "details", "summary", "p"}
 
 
+@pytest.mark.timing
 def test_twenty_thousand_modules_in_a_second() -> None:
     """Rows to text and HTML stays below a second at 20,000 modules, even when all differ."""
     with torch.device("meta"):

@@ -11,6 +11,8 @@ from freezekit import AppliedPlan, FreezePlan
 
 from .test_resolve_speed import best_of
 
+pytestmark = pytest.mark.timing
+
 
 def tree(parameters: int) -> torch.nn.Module:
     """Returns a transformer-shaped tree of small layers: ten with weight and bias in a block."""

@@ -13,6 +13,8 @@ from freezekit._digest import digest
 
 from .test_resolve_speed import best_of
 
+pytestmark = pytest.mark.timing
+
 
 def seconds(work: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
     """Returns the least time of two pieces of work, of seven turns each, taken in turn."""

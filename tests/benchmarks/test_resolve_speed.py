@@ -10,6 +10,8 @@ import torch
 
 from freezekit import FreezePlan
 
+pytestmark = pytest.mark.timing
+
 
 class Leaf(torch.nn.Module):
     """A module with one parameter."""

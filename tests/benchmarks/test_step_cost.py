@@ -12,6 +12,8 @@ from freezekit import AppliedPlan, FreezePlan
 
 from .test_resolve_speed import best_of
 
+pytestmark = pytest.mark.timing
+
 Step = Callable[[], None]
 
 
