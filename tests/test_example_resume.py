@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
@@ -121,6 +122,32 @@ def test_a_run_stopped_in_every_epoch_ends_like_one_that_never_was(
     run(place, plan, broken, "--resume")
     assert_same(broken, tmp_path / "unbroken")
     assert not (broken / "progress.pt").exists()
+
+
+def test_two_processes_train_as_one_does_and_resume_exactly(place: Path, tmp_path: Path) -> None:
+    """Without dropout two processes end as one does; stopped and resumed, as if never stopped."""
+    quiet = tmp_path / "quiet"
+    shutil.copytree(place, quiet)
+    settings = json.loads((quiet / "config.json").read_text())
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (quiet / "config.json").write_text(json.dumps(settings | dropouts))
+    for how, output, *options in (
+        ("run", "unbroken"),
+        ("run_in_part", "broken"),
+        ("run", "broken", "--resume"),
+    ):
+        arguments = [f"{quiet / 'my.yaml'}", "gradual.yaml", f"{tmp_path / output}", *options]
+        run_ranks(f"example_in_ranks:{how}", *arguments, seconds=90)
+    assert_same(tmp_path / "broken", tmp_path / "unbroken")
+    run(quiet, "gradual", tmp_path / "alone")
+    (weights, epochs), (alone, alone_epochs) = map(
+        outcome, (tmp_path / "unbroken", tmp_path / "alone")
+    )
+    for name, tensor in alone.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    trained = [[each["trainable"] for each in course] for course in (epochs, alone_epochs)]
+    assert trained[0] == trained[1]
+    assert len(set(trained[0])) > 2
 
 
 def test_a_killed_process_is_resumed(place: Path, tmp_path: Path) -> None:

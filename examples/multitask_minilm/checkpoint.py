@@ -8,6 +8,7 @@ import torch
 from config import UserError
 from data import SENTIMENTS
 from model import MultiTaskMiniLM
+from processes import Processes
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
 
@@ -87,8 +88,9 @@ class Progress:
         file: where it is saved.
         settings: what both processes must have in common, by section and key.
         parts: what training changes. The applied plan is the first: it refuses another plan.
-        generators: what training draws from.
+        generators: what training draws from, in this process.
         epochs: the metrics of each epoch that is done.
+        processes: the processes of the run; each calls `save` and `load`, the first one writes.
     """
 
     file: Path
@@ -96,13 +98,18 @@ class Progress:
     parts: dict[str, Stateful]
     generators: dict[str, torch.Generator]
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    processes: Processes = field(default_factory=Processes)
 
     def save(self) -> None:
         """Writes the file; killed on the way, it leaves the one that stood there."""
+        states = {name: each.get_state() for name, each in self.generators.items()}
+        drawn_from = self.processes.gather(states)
+        if self.processes.rank:
+            return
         content = {
             "settings": self.settings,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "generators": {name: each.get_state() for name, each in self.generators.items()},
+            "generators": drawn_from,
             "epochs": self.epochs,
         }
         unfinished = self.file.with_suffix(".unfinished")
@@ -135,5 +142,5 @@ class Progress:
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
         for name, generator in self.generators.items():
-            generator.set_state(content["generators"][name])
+            generator.set_state(content["generators"][self.processes.rank][name])
         self.epochs += content["epochs"]

@@ -1,7 +1,8 @@
 """Trains MiniLM on two tasks at once, with those parts frozen that a freezekit plan names.
 
 Run `python train.py --mode backbone`, or `python train.py --plan my.yaml` with any plan file. A run
-that was stopped goes on with `--resume`.
+that was stopped goes on with `--resume`. `torchrun --nproc-per-node 2 train.py ...` runs the same
+training in two processes.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from checkpoint import Checkpoint, Progress, save_checkpoint
 from config import CHOICES, HERE, Config, UserError, load_config
 from data import encode, load_rows, topics_of
 from model import MultiTaskMiniLM, load_backbone
+from processes import Processes
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
@@ -29,12 +31,16 @@ from weights import Weights, find_weights
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, ResolvedPlan, plot
 
 TASKS = ("topic", "sentiment")
+ALONE = Processes()
 NOTHING = "this plan trains nothing: every parameter is frozen, the heads too; only evaluating"
 
 
 @dataclass
 class Run:
-    """What one run trains: the model under its plan, the data, and what trains it (if anything)."""
+    """What one run trains: the model under its plan, the data, and what trains it (if anything).
+
+    `trained` is the model, or DDP around it where there are several processes.
+    """
 
     config: Config
     weights: Weights
@@ -45,11 +51,13 @@ class Run:
     applied: AppliedPlan
     train: DataLoader[tuple[Tensor, ...]]
     test: DataLoader[tuple[Tensor, ...]]
+    processes: Processes
+    trained: nn.Module
     optimizer: torch.optim.Optimizer | None = None
     scheduler: LinearLR | None = None
 
 
-def prepare(config: Config, plan_file: Path) -> Run:
+def prepare(config: Config, plan_file: Path, processes: Processes = ALONE) -> Run:
     """Builds a run: data, model on pre-trained weights, plan applied, optimizer, LR scheduler."""
     settings = config.training
     train_rows = load_rows(Path(config.data.train))
@@ -64,18 +72,24 @@ def prepare(config: Config, plan_file: Path) -> Run:
     backbone = load_backbone(weights.folder)
     torch.manual_seed(settings.seed)
     model = MultiTaskMiniLM(backbone, len(topics), config.model.pooling, config.model.normalize)
+    model.to(processes.device)
     order = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(train, settings.batch_size, shuffle=True, generator=order)
+    loader = processes.loader(train, settings.batch_size, order)
     totals = {"steps_per_epoch": len(loader), "total_epochs": settings.epochs}
     plan = load_plan(plan_file, model, totals)
     applied = plan.apply(model, **totals)
     # A generator of its own: evaluating draws nothing from the one that dropout draws from.
     held_out = DataLoader(test, settings.batch_size, generator=torch.Generator())
-    run = Run(config, weights, topics, tokenizer, model, plan, applied, loader, held_out)
+    run = Run(
+        config, weights, topics, tokenizer, model, plan, applied, loader, held_out, processes, model
+    )
     if ever_trainable(applied.resolved):
+        run.trained = processes.wrap(applied, model)
         run.optimizer = make_optimizer(config, applied)
         steps = settings.epochs * len(loader)
         run.scheduler = LinearLR(run.optimizer, start_factor=1, end_factor=0, total_iters=steps)
+    if processes.rank:  # Dropout is drawn anew in each process.
+        torch.manual_seed(settings.seed + processes.rank)
     return run
 
 
@@ -115,14 +129,15 @@ def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
     """Trains one epoch on both tasks and returns the mean loss per task."""
     assert run.optimizer is not None
     assert run.scheduler is not None
-    totals = dict.fromkeys(TASKS, 0.0)
+    totals, rows = dict.fromkeys(TASKS, 0.0), 0
     run.model.train()
-    batches = tqdm(run.train, description, leave=False)
-    for step, (input_ids, mask, *labels) in enumerate(batches, epoch * len(run.train)):
+    batches = tqdm(run.train, description, leave=False, disable=run.processes.rank > 0)
+    for step, batch in enumerate(batches, epoch * len(run.train)):
+        input_ids, mask, *labels = (each.to(run.processes.device) for each in batch)
         run.applied.advance(epoch=epoch, step=step)
         losses = [
             nn.functional.cross_entropy(logits, label)
-            for logits, label in zip(run.model(input_ids, mask), labels, strict=True)
+            for logits, label in zip(run.trained(input_ids, mask), labels, strict=True)
         ]
         run.optimizer.zero_grad()
         sum(losses).backward()
@@ -130,7 +145,10 @@ def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
         run.scheduler.step()
         for task, loss in zip(TASKS, losses, strict=True):
             totals[task] += loss.item() * len(mask)
-    return {task: total / len(run.train.dataset) for task, total in totals.items()}
+        rows += len(mask)
+    shares = run.processes.gather((totals, rows))
+    count = sum(rows for _, rows in shares)
+    return {task: sum(totals[task] for totals, _ in shares) / count for task in TASKS}
 
 
 @torch.no_grad()
@@ -139,8 +157,9 @@ def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     outputs: list[list[Tensor]] = [[], []]
     run.model.eval()
     for input_ids, mask, *_ in run.test:
-        for logits, output in zip(run.model(input_ids, mask), outputs, strict=True):
-            output.append(logits)
+        both = run.model(input_ids.to(run.processes.device), mask.to(run.processes.device))
+        for logits, output in zip(both, outputs, strict=True):
+            output.append(logits.cpu())
     scores = {}
     for task, output, labels in zip(TASKS, outputs, run.test.dataset.tensors[2:], strict=True):
         logits = torch.cat(output)
@@ -194,12 +213,15 @@ def train(run: Run, progress: Progress) -> None:
 
 def progress_of(run: Run, file: Path) -> Progress:
     """Returns what a run saves in `file`, to be resumed from there."""
-    settings = dataclasses.asdict(run.config) | {"weights": {"sha256": run.weights.sha256}}
+    settings = dataclasses.asdict(run.config) | {
+        "weights": {"sha256": run.weights.sha256},
+        "processes": {"count": run.processes.count},
+    }
     parts = {"plan": run.applied, "model": run.model}
     if run.optimizer and run.scheduler:
         parts |= {"optimizer": run.optimizer, "scheduler": run.scheduler}
     generators = {"dropout": torch.default_generator, "order": run.train.generator}
-    return Progress(file, settings, parts, generators)
+    return Progress(file, settings, parts, generators, processes=run.processes)
 
 
 def show(resolved: ResolvedPlan, output: Path) -> list[str]:
@@ -230,7 +252,7 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
     resolved = run.applied.resolved
     print(run.weights)
     output.mkdir(parents=True, exist_ok=True)
-    shown = show(resolved, output)
+    shown = show(resolved, output) if run.processes.rank == 0 else []
 
     progress = progress_of(run, output / "progress.pt")
     # The block begins before the resuming, with the weights that all training started from.
@@ -250,9 +272,8 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
     frozen = len(resolved.rows) - len(ever_trainable(resolved))
     print(f"frozen tensors: all {frozen} are bit-identical to the start")
 
-    settings = dataclasses.asdict(run.config)
     metrics = {
-        "config": settings,
+        "config": dataclasses.asdict(run.config),
         "plan": run.plan.to_dict(),
         "weights": {"origin": run.weights.origin, "sha256": run.weights.sha256},
         "trainable": trainable(run.model),
@@ -260,17 +281,24 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
         "epochs": progress.epochs,
         "test": scores,
     }
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    checkpoint = Checkpoint(run.model, run.tokenizer, run.topics, run.plan.to_dict(), settings)
-    save_checkpoint(output / "checkpoint", checkpoint)
-    progress.file.unlink(missing_ok=True)
-    print(f"saved: {', '.join(shown)}, metrics.json and checkpoint/ in {output}")
+    if run.processes.rank == 0:
+        save(run, output, metrics)
+        progress.file.unlink(missing_ok=True)
+        print(f"saved: {', '.join(shown)}, metrics.json and checkpoint/ in {output}")
     return metrics
 
 
+def save(run: Run, output: Path, metrics: dict[str, Any]) -> None:
+    """Writes the metrics and a checkpoint."""
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    settings, plan = dataclasses.asdict(run.config), run.plan.to_dict()
+    checkpoint = Checkpoint(run.model, run.tokenizer, run.topics, plan, settings)
+    save_checkpoint(output / "checkpoint", checkpoint)
+
+
 def find(path: Path) -> Path:
-    """Returns `path` as seen from where the user stands, else from this script's folder."""
-    for place in (path, HERE / path):
+    """Returns `path` as seen from where the user stands, else from this script's folders."""
+    for place in (path, HERE / path, HERE / "plans" / path):
         if place.exists():
             return place.resolve()
     raise UserError(f"{path} is neither in {Path.cwd()} nor in {HERE}")
@@ -304,8 +332,10 @@ def main(arguments: list[str] | None = None) -> None:
         name = str(find(options.model)) if options.model else config.model.name
         config = replace(config, model=replace(config.model, name=name), training=training)
         plan_file = find(options.plan) if options.plan else HERE / "plans" / f"{mode}.yaml"
-        print(f"plan: {plan_file}")
-        execute(prepare(config, plan_file), HERE / options.output, options.resume)
+        with Processes.join() as processes:
+            print(f"plan: {plan_file}")
+            run = prepare(config, plan_file, processes)
+            execute(run, HERE / options.output, options.resume)
     except (UserError, FreezekitError) as error:
         sys.exit(f"error: {error}")
 
