@@ -230,6 +230,17 @@ class AppliedPlan:
             1.weight 0.01 0.1
             1.bias/no_decay 0.01 0.0
         """
+        groups = self._groups(self._selected(pattern), lr, weight_decay)
+        if not groups:
+            raise FreezekitError(
+                f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
+            )
+        return groups
+
+    def _groups(
+        self, rows: Iterable[int], lr: float, weight_decay: float | None, *, spared: bool = False
+    ) -> list[dict[str, Any]]:
+        """Builds the groups for what ever trains among some rows; see `group_rules`."""
         self._check_live()
         self._writer.check_whole()
         if not (is_real(lr) and lr > 0):
@@ -238,15 +249,10 @@ class AppliedPlan:
             raise PlanError(
                 f"param_groups: weight_decay must be a finite number >= 0, got {weight_decay!r}"
             )
-        rules = group_rules(self.resolved, self._selected(pattern), self._steps.taken)
-        if not rules:
-            raise FreezekitError(
-                f"param_groups({pattern!r}): nothing it selects ever trains under this plan"
-            )
         names, find = self.resolved._tree.names, self._writer.parameter
         base = Base(float(lr), weight_decay, written=True)
         groups = []
-        for rule in rules:
+        for rule in group_rules(self.resolved, rows, self._steps.taken, spared=spared):
             named = [(names[row], find(row)) for row in rule.rows]
             groups.append({"params": named} | rule.settings(lr, weight_decay))
             self._steps.hand(rule.rows, groups[-1], base)

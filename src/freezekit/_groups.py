@@ -44,13 +44,17 @@ class GroupRule(NamedTuple):
 
 
 def group_rules(
-    resolved: ResolvedPlan, rows: Iterable[int], taken: Mapping[str, tuple[int, ...]]
+    resolved: ResolvedPlan,
+    rows: Iterable[int],
+    taken: Mapping[str, tuple[int, ...]],
+    *,
+    spared: bool = False,
 ) -> list[GroupRule]:
     """Returns the groups for the parameters among `rows` that ever train.
 
     Parameters share a group when the plan treats them alike in every phase in which they train.
     The values are those of the first such phase. No group is named as one of the `taken` with other
-    rows.
+    rows. Where the plan sets no weight decay, it is 0 if they are `spared`, and named so.
     """
     members: dict[object, list[int]] = {}
     firsts: dict[object, Decision] = {}
@@ -60,10 +64,11 @@ def group_rules(
         if any(trajectory):
             members.setdefault(trajectory, []).append(row)
             firsts.setdefault(trajectory, next(each for each in trajectory if each))
+    none = None if spared else 0
     names = _unique(
         [
             _label([resolved._tree.names[row] for row in group])
-            + ("/no_decay" if firsts[key].weight_decay == 0 else "")
+            + ("/no_decay" if firsts[key].weight_decay in (0, none) else "")
             for key, group in members.items()
         ],
         [tuple(group) for group in members.values()],
