@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from engines import (
+    BATCH,
     EPOCHS,
     LR,
     PLAN,
     STEPS_PER_EPOCH,
     WEIGHT_DECAY,
     Net,
+    Samples,
     Step,
     batches,
     check_same_course,
@@ -42,9 +44,13 @@ pytestmark = [
         "Found .* in eval mode at the start of training",
         "The '.*_dataloader' does not have many workers",
         "`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
-        "The dataloader.s .* found",
+        "The dirpath has changed from",
+        r"`\.fit\(ckpt_path=None\)` was called without a model",
+        r"\.fit\(ckpt_path=\"last\"\) is set, but there is no last checkpoint",
     )
 ]
+
+VALIDATION = torch.utils.data.DataLoader(Samples(), batch_size=BATCH)
 
 
 class Loader:
@@ -144,6 +150,7 @@ def trainer(*others: Callback, **options: Any) -> Trainer:
         "enable_checkpointing": any(isinstance(o, callbacks.Checkpoint) for o in others),
         "max_epochs": EPOCHS,
         "use_distributed_sampler": False,
+        "limit_val_batches": 1,
     }
     return Trainer(callbacks=list(others), **quiet | options)
 
@@ -154,7 +161,7 @@ def fit(*others: Callback, freeze: FreezeCallback | None = None, **options: Any)
     freeze = freeze or FreezeCallback(PLAN, module="model", guard=True)
     ckpt = options.pop("ckpt_path", None)
     rest = [o for o in others if o is not record]
-    trainer(freeze, record, *rest, **options).fit(Lit(), Loader(), Loader(), ckpt_path=ckpt)
+    trainer(freeze, record, *rest, **options).fit(Lit(), Loader(), VALIDATION, ckpt_path=ckpt)
     return record.steps
 
 
@@ -165,17 +172,17 @@ def in_ranks() -> dict[str, Any]:
     record = Record()
     freeze = FreezeCallback(PLAN, module="model", guard=True)
     ours = trainer(freeze, record, devices=2, strategy="ddp_find_unused_parameters_true")
-    ours.fit(Lit(), train, Loader())
+    ours.fit(Lit(), train, VALIDATION)
     assert ours.world_size == 2
     said = []
     for strategy in ("ddp", DDPStrategy(static_graph=True, find_unused_parameters=True)):
         ours = trainer(FreezeCallback(PLAN, module="model"), devices=2, strategy=strategy)
         with pytest.raises(FreezekitError) as caught:
-            ours.fit(module := Lit(), train, Loader())
+            ours.fit(module := Lit(), train, VALIDATION)
         said.append(str(caught.value))
         assert all(each.requires_grad for each in module.parameters())
     fixed = FreezeCallback(FreezePlan().freeze("stem"), module="model")
-    trainer(fixed, devices=2, strategy="ddp", max_epochs=1).fit(module := Scaled(), train, Loader())
+    trainer(fixed, devices=2, strategy="ddp", max_epochs=1).fit(module := Scaled(), train, VALIDATION)
     return {"steps": record.steps, "said": said, "scale": module.scale.item()}
 
 
@@ -223,13 +230,13 @@ def test_a_state_of_the_plan_is_not_needed(tmp_path: Path) -> None:
     """A checkpoint that was written without the callback goes on in the phase of its moment."""
     path = tmp_path / "without.ckpt"
     bare = trainer(max_epochs=2)
-    bare.fit(module := Scaled(), Loader(), Loader())
+    bare.fit(module := Scaled(), Loader(), VALIDATION)
     bare.save_checkpoint(path)
     assert torch.load(path, weights_only=False)["callbacks"] == {}
     before = {name: each.detach().clone() for name, each in module.named_parameters()}
     freeze = FreezeCallback(FreezePlan().freeze("model", at_epoch=2).unfreeze("model.head"))
     after = trainer(freeze, max_epochs=3)
-    after.fit(module := Scaled(), Loader(), Loader(), ckpt_path=path)
+    after.fit(module := Scaled(), Loader(), VALIDATION, ckpt_path=path)
     moved = {n for n, each in module.named_parameters() if not torch.equal(each, before[n])}
     assert moved == {"scale", "model.head.weight", "model.head.bias"}
 
@@ -281,7 +288,7 @@ def test_two_optimizers_are_one_update() -> None:
     """With several optimizers a step of the plan is one update of each."""
     plan = FreezePlan().freeze("stem", until_step=2)
     ours = trainer(FreezeCallback(plan, module="model"), max_epochs=2)
-    ours.fit(module := Two(), Loader(), Loader())
+    ours.fit(module := Two(), Loader(), VALIDATION)
     assert ours.global_step == 12
     assert module.seen == [False] * 2 + [True] * 4
 
@@ -317,24 +324,209 @@ def test_a_metric_opens_once_and_so_after_a_resume(
     unit: str, kind: type[Lit], tmp_path: Path
 ) -> None:
     """What was measured counts once, at the next moment, also if a checkpoint lies between."""
-    validates = [Loader()] if kind is Waits else []
+    validates = [VALIDATION] if kind is Waits else []
 
-    def run(path: Path | None, *others: Callback, epochs: int = EPOCHS) -> list[Step]:
+    def run(folder: str, path: Path | None = None) -> list[Step]:
         freeze, record = FreezeCallback(WAITING[unit], module="model"), Record()
+        saves = callbacks.ModelCheckpoint(
+            tmp_path / folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=not validates
+        )
         module = kind()
         if not validates:
             module.validation_step = None
-        trainer(freeze, record, *others, max_epochs=epochs).fit(
-            module, Loader(), *validates, ckpt_path=path
-        )
+        trainer(freeze, record, saves).fit(module, Loader(), *validates, ckpt_path=path)
         return record.steps
 
-    saves = callbacks.ModelCheckpoint(
-        tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=kind is not Waits
-    )
-    whole = run(None, saves)
+    whole = run("whole")
     assert ["stem.weight" in step.trainable for step in whole] == [False] * 9 + [True] * 6
-    for epoch in (1, 2, 3):
-        resumed = run(tmp_path / f"epoch={epoch}.ckpt")
+    for epoch in (1, 2):
+        resumed = run(f"resumed {epoch}", tmp_path / "whole" / f"epoch={epoch}.ckpt")
         assert len(resumed) == (EPOCHS - 1 - epoch) * STEPS_PER_EPOCH
         check_tail(resumed, whole)
+
+
+def test_the_learning_rate_monitor_shows_the_groups(tmp_path: Path) -> None:
+    """Lightning's own monitor logs the lr of each group under our name of it."""
+
+    class Logs(Lit):
+        def on_train_batch_start(self, batch: object, index: int) -> None:
+            self.log_dict({f"lr/{name}": lr for name, lr in applied_to(self).lrs().items()})
+
+    monitor = callbacks.LearningRateMonitor("step")
+    logger = CSVLogger(tmp_path)
+    freeze = FreezeCallback(PLAN, module="model")
+    ours = trainer(freeze, monitor, logger=logger, log_every_n_steps=1, max_epochs=2)
+    ours.fit(Logs(), Loader(), VALIDATION)
+    with PLAN.apply(Net()) as applied:
+        groups = {group["name"]: group["lr"] for group in applied.param_groups(lr=LR)}
+    assert len(groups) == 8
+    assert set(monitor.lrs) == {f"lr-AdamW/{name}" for name in groups}
+    for name, lr in groups.items():
+        assert monitor.lrs[f"lr-AdamW/{name}"] == pytest.approx([lr * decay(n) for n in range(6)])
+    effective = {name: ours.logged_metrics[f"lr/{name}"].item() for name in groups}
+    assert effective["head.weight"] == pytest.approx(LR * decay(5))
+    assert effective["stem.weight"] == 0.0
+
+
+class Watches(Scaled):
+    """Notes modes and flags in each kind of step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: dict[str, list[tuple[bool, bool]]] = {"fit": [], "validate": [], "test": []}
+
+    def note(self, kind: str) -> None:
+        self.modes[kind].append((self.model.stem.training, self.model.head.training))
+
+    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        self.note("fit")
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        self.note("validate")
+
+    def test_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        self.note("test")
+
+
+def test_held_modules_stay_so_through_validation_and_all_is_given_back() -> None:
+    """What is frozen is in eval in training, all is in validation; after `fit` no trace is left."""
+    freeze = FreezeCallback(FreezePlan().freeze("stem", until_step=5), module="model")
+    ours = trainer(freeze, max_epochs=3, val_check_interval=1)
+    module = Watches()
+    module.model.blocks[0].eval()
+    ours.validate(module, VALIDATION, verbose=False)
+    ours.fit(module, Loader(), VALIDATION)
+    ours.test(module, VALIDATION, verbose=False)
+    assert module.modes["fit"] == [(False, True)] * 5 + [(True, True)] * 4
+    assert set(module.modes["validate"] + module.modes["test"]) == {(False, False)}
+    assert len(module.modes["validate"]) == 1 + 1 + 9
+    assert all(each.requires_grad for each in module.parameters())
+    eval_only = {id(each) for each in module.model.blocks[0].modules()}
+    assert all(each.training != (id(each) in eval_only) for each in module.modules())
+    for each in module.modules():
+        assert {"train", "_freezekit"}.isdisjoint(vars(each))
+    with pytest.raises(FreezekitError, match=r"applied while Trainer\.fit runs"):
+        freeze.applied  # noqa: B018
+
+
+def test_a_second_fit_goes_on_with_the_plan() -> None:
+    """The same Trainer goes on where it stopped, as in one fit; another one starts anew."""
+    plan = STALL.freeze("blocks[0]", at_epoch=4)
+
+    def run(*epochs: int) -> list[Step]:
+        freeze, record, module = FreezeCallback(plan, module="model"), Record(), Waits()
+        module.configure_optimizers = lambda: torch.optim.SGD(
+            applied_to(module).param_groups(lr=LR)
+        )
+        ours = trainer(freeze, record)
+        for end in epochs:
+            ours.fit_loop.max_epochs = end
+            ours.fit(module, Loader(), VALIDATION)
+        assert freeze._trainer is ours
+        return record.steps
+
+    whole, parts = run(5), run(3, 5)
+    assert len(whole) == len(parts) == 15
+    check_tail(parts, whole)
+    freeze = FreezeCallback(plan, module="model")
+    first, second = (fit(freeze=freeze) for _ in range(2))
+    assert furthest(first, second) == 0.0
+
+
+def test_an_exception_releases_the_model(tmp_path: Path) -> None:
+    """After a failed fit the model is as before, and what is saved then still has the state."""
+    saves = callbacks.OnExceptionCheckpoint(tmp_path)
+    module, freeze = Lit(), FreezeCallback(PLAN, module="model", guard=True)
+    ours = trainer(freeze, Record(5, tmp_path / "x.ckpt"), saves)
+    with pytest.raises(Killed):
+        ours.fit(module, Loader(), VALIDATION)
+    assert all(each.requires_grad and module.training for each in module.parameters())
+    states = [
+        torch.load(path, weights_only=True)["callbacks"]["FreezeCallback"]
+        for path in (tmp_path / "x.ckpt", saves.ckpt_path)
+    ]
+    assert states[0] == states[1] == freeze.state_dict()
+    assert states[0]["plan"]["clock"] == {"epoch": 1, "step": 4}
+    ours = trainer(freeze)
+    ours.fit(module, Loader(), VALIDATION)
+    module.configure_optimizers = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        ours.fit(module, Loader(), VALIDATION)
+    assert all(each.requires_grad and module.training for each in module.parameters())
+
+
+def test_a_checkpoint_loads_without_the_callback(tmp_path: Path) -> None:
+    """The weights that `ModelCheckpoint` saved load into a module that knows of no plan."""
+    saves = callbacks.ModelCheckpoint(tmp_path)
+    steps = fit(saves)
+    module = Lit.load_from_checkpoint(saves.best_model_path, weights_only=True)
+    assert all(each.requires_grad and each.is_leaf for each in module.parameters())
+    for name, weight in module.model.named_parameters():
+        assert torch.equal(weight, steps[-1].weights[name])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_guard_sees_what_is_written_to_frozen_weights(late: bool) -> None:
+    """What changes frozen weights, within an epoch or between two, ends the fit at that epoch."""
+
+    class Writes(Callback):
+        def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.model.blocks[0].linear.bias.data.add_(1)
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:
+            if not late:
+                self.write(trainer, pl_module)
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if late:
+                self.write(trainer, pl_module)
+
+    record = Record()
+    with pytest.raises(FrozenChangedError) as caught:
+        fit(record, Writes())
+    assert caught.value.names == ("blocks.0.linear.bias",)
+    assert len(record.steps) == 6
+    assert len(fit(Writes(), freeze=FreezeCallback(PLAN, module="model"))) == 15
+
+
+class Late(Lit):
+    """Builds a layer when it is set up."""
+
+    def setup(self, stage: str) -> None:
+        self.extra = torch.nn.Linear(1, 1)
+
+
+def test_mistakes_are_refused_with_the_way_out() -> None:
+    """Two callbacks, layers that come late, a wrong path, no callback: each says what to do."""
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `FreezeCallb"):
+        trainer(FreezeCallback(PLAN), FreezeCallback(PLAN))
+    with pytest.raises(PatternError) as caught:
+        trainer(FreezeCallback(FreezePlan().freeze("extra"))).fit(Late(), Loader(), VALIDATION)
+    assert any("build them in __init__" in note for note in caught.value.__notes__)
+    with pytest.raises(FreezekitError, match=r"not know 2 parameters: extra\.weight.*in __init__"):
+        trainer(FreezeCallback(FreezePlan().freeze("model.stem"))).fit(Late(), Loader(), VALIDATION)
+    with pytest.raises(FreezekitError, match=r"no part 'net'.*: model"):
+        trainer(FreezeCallback(PLAN, module="net")).fit(Lit(), Loader(), VALIDATION)
+    with pytest.raises(FreezekitError, match=r"^applied_to: this Trainer has no FreezeCallback"):
+        trainer().fit(Lit(), Loader(), VALIDATION)
+    with pytest.raises(FreezekitError, match=r"^FreezeCallback takes a FreezePlan, got str"):
+        FreezeCallback("plan.yaml")
+
+
+def test_a_callback_is_copied_and_pickled_without_what_it_works_on() -> None:
+    """In the middle of a fit copies of it hold the plan and the settings alone."""
+    made: list[FreezeCallback] = []
+
+    class Copies(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            callback = trainer.callbacks[0]
+            made.extend([copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))])
+
+    steps = fit(Copies())
+    assert len(made) == 10
+    for each in made[-2:]:
+        assert "log" not in vars(each)
+        assert each.plan == PLAN
+        assert furthest(fit(freeze=each), steps) == 0.0

@@ -127,12 +127,9 @@ class FreezeCallback(Callback):
         goes_on = trainer is self._trainer and trainer.global_step > 0
         before = self._state if goes_on else None
         self._close()
-        model: torch.nn.Module = pl_module
         try:
-            if self._module is not None:
-                model = pl_module.get_submodule(self._module)
-            applied = self.plan.apply(model, **self._settings)
-        except (PlanError, AttributeError) as error:
+            applied = self.plan.apply(self._part(pl_module), **self._settings)
+        except FreezekitError as error:
             if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
                 error.add_note(_EARLY)
             raise
@@ -222,6 +219,19 @@ class FreezeCallback(Callback):
             self._measured = dict(state_dict["measured"])
         else:  # What trains while DDP is built must be all, not that of the phase of this state.
             self._pending = state_dict
+
+    def _part(self, pl_module: LightningModule) -> torch.nn.Module:
+        """Returns what the plan names the parts of."""
+        if self._module is None:
+            return pl_module
+        try:
+            return pl_module.get_submodule(self._module)
+        except AttributeError:
+            known = ", ".join(name for name, _ in pl_module.named_children())
+            raise FreezekitError(
+                f"FreezeCallback: there is no part {self._module!r} in {type(pl_module).__name__}, "
+                f"which has: {known}"
+            ) from None
 
     def _close(self) -> None:
         """Releases the plan, if it is applied, and keeps its state."""
