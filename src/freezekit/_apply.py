@@ -482,8 +482,9 @@ class AppliedPlan:
         """Notes what averages the gradients; see `Sync.register`."""
         names, find = self.resolved._tree.names, self._writer.parameter
         trained = [(names[row], find(row)) for row in self._trained(any)]
-        always = {id(find(row)) for row in self._trained(all)}
-        self._sync.register(wrapper, trained, always)
+        always = set(self._trained(all))
+        closes = {id(find(row)) for row in range(len(names)) if row not in always}
+        self._sync.register(wrapper, trained, closes)
 
     def _trained(self, which: Callable[[Iterable[bool]], bool]) -> list[int]:
         """Returns the rows of what trains in any, or in all, phases."""

@@ -12,8 +12,9 @@ from ._verbs import counted
 from .errors import FreezekitError
 
 _REMEDY = (
-    "wrap the model with freezekit.integrations.distributed.ddp(applied, model), which builds DDP "
-    "while all that ever trains is trainable"
+    "wrap the model with freezekit.integrations.distributed.ddp(applied, model), with Accelerate "
+    "freezekit.integrations.accelerate.prepare(accelerator, applied, model), which build DDP while "
+    "all that ever trains is trainable"
 )
 
 
@@ -41,14 +42,14 @@ class Sync:
         self,
         wrapper: DistributedDataParallel,
         trained: Iterable[tuple[str, torch.Tensor]],
-        always: Container[int],
+        closes: Container[int],
     ) -> None:
         """Takes a wrapper; among several ranks only if it goes along with all phases of a plan.
 
         Args:
             wrapper: DDP around the model or a part of it.
             trained: name and tensor of all that ever trains.
-            always: identities of the tensors that train in every phase.
+            closes: identities of the plan's tensors that are frozen in some phase.
 
         Raises:
             FreezekitError: it does not average the gradients of something inside it that trains,
@@ -63,7 +64,7 @@ class Sync:
                     "DDP was built while these were frozen, so it will never average their "
                     f"gradients between the ranks: {counted(late, 'parameter')}; {_REMEDY}"
                 )
-            if not all(each in always for each in known or inside):
+            if any(each in closes for each in known or inside):
                 _check_options(wrapper)
         self._known[wrapper] = known
 
