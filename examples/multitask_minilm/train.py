@@ -11,9 +11,10 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from checkpoint import Checkpoint, Progress, save_checkpoint
@@ -23,7 +24,7 @@ from model import MultiTaskMiniLM, load_backbone
 from processes import Processes
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from weights import Weights, find_weights
@@ -57,8 +58,19 @@ class Run:
     scheduler: LinearLR | None = None
 
 
-def prepare(config: Config, plan_file: Path, processes: Processes = ALONE) -> Run:
-    """Builds a run: data, model on pre-trained weights, plan applied, optimizer, LR scheduler."""
+class Parts(NamedTuple):
+    """What every way to train starts from: pre-trained weights, a model on them, the data."""
+
+    weights: Weights
+    topics: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    model: MultiTaskMiniLM
+    train: TensorDataset
+    test: TensorDataset
+
+
+def load(config: Config) -> Parts:
+    """Loads the data and the pre-trained weights and puts new heads on them."""
     settings = config.training
     train_rows = load_rows(Path(config.data.train))
     topics = topics_of(train_rows, config.data.train)
@@ -68,14 +80,20 @@ def prepare(config: Config, plan_file: Path, processes: Processes = ALONE) -> Ru
     train, test = (
         encode(rows, tokenizer, topics, settings.max_length) for rows in (train_rows, test_rows)
     )
-
     backbone = load_backbone(weights.folder)
     torch.manual_seed(settings.seed)
     model = MultiTaskMiniLM(backbone, len(topics), config.model.pooling, config.model.normalize)
+    return Parts(weights, topics, tokenizer, model, train, test)
+
+
+def prepare(config: Config, plan_file: Path, processes: Processes = ALONE) -> Run:
+    """Builds a run: data, model on pre-trained weights, plan applied, optimizer, LR scheduler."""
+    settings = config.training
+    weights, topics, tokenizer, model, train, test = load(config)
     model.to(processes.device)
     order = torch.Generator().manual_seed(settings.seed)
     loader = processes.loader(train, settings.batch_size, order)
-    totals = {"steps_per_epoch": len(loader), "total_epochs": settings.epochs}
+    totals = totals_of(config, len(train))
     plan = load_plan(plan_file, model, totals)
     applied = plan.apply(model, **totals)
     # A generator of its own: evaluating draws nothing from the one that dropout draws from.
@@ -91,6 +109,13 @@ def prepare(config: Config, plan_file: Path, processes: Processes = ALONE) -> Ru
     if processes.rank:  # Dropout is drawn anew in each process.
         torch.manual_seed(settings.seed + processes.rank)
     return run
+
+
+def totals_of(config: Config, rows: int) -> dict[str, int]:
+    """Returns the length of the training, which moments in fractions depend on."""
+    settings = config.training
+    steps = math.ceil(rows / settings.batch_size)
+    return {"steps_per_epoch": steps, "total_epochs": settings.epochs}
 
 
 def load_plan(path: Path, model: nn.Module, totals: dict[str, int]) -> FreezePlan:
@@ -135,10 +160,7 @@ def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
     for step, batch in enumerate(batches, epoch * len(run.train)):
         input_ids, mask, *labels = (each.to(run.processes.device) for each in batch)
         run.applied.advance(epoch=epoch, step=step)
-        losses = [
-            nn.functional.cross_entropy(logits, label)
-            for logits, label in zip(run.trained(input_ids, mask), labels, strict=True)
-        ]
+        losses = losses_of(run.trained(input_ids, mask), labels)
         run.optimizer.zero_grad()
         sum(losses).backward()
         run.optimizer.step()
@@ -151,17 +173,31 @@ def train_epoch(run: Run, epoch: int, description: str) -> dict[str, float]:
     return {task: sum(totals[task] for totals, _ in shares) / count for task in TASKS}
 
 
-@torch.no_grad()
+def losses_of(both: tuple[Tensor, ...], labels: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the mean loss of each task from its logits and labels."""
+    return [nn.functional.cross_entropy(*each) for each in zip(both, labels, strict=True)]
+
+
 def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     """Returns per task the held-out loss, and the accuracy with its 95 % Wilson interval."""
+    return score(run.model, run.test)
+
+
+@torch.no_grad()
+def score(
+    model: MultiTaskMiniLM, test: DataLoader[tuple[Tensor, ...]]
+) -> dict[str, dict[str, Any]]:
+    """Returns per task the loss, and the accuracy with its 95 % Wilson interval."""
     outputs: list[list[Tensor]] = [[], []]
-    run.model.eval()
-    for input_ids, mask, *_ in run.test:
-        both = run.model(input_ids.to(run.processes.device), mask.to(run.processes.device))
-        for logits, output in zip(both, outputs, strict=True):
+    device = model.cls_head.weight.device
+    model.eval()
+    for input_ids, mask, *_ in test:
+        for logits, output in zip(
+            model(input_ids.to(device), mask.to(device)), outputs, strict=True
+        ):
             output.append(logits.cpu())
     scores = {}
-    for task, output, labels in zip(TASKS, outputs, run.test.dataset.tensors[2:], strict=True):
+    for task, output, labels in zip(TASKS, outputs, test.dataset.tensors[2:], strict=True):
         logits = torch.cat(output)
         correct = int((logits.argmax(dim=1) == labels).sum())
         scores[task] = {
@@ -265,10 +301,7 @@ def execute(run: Run, output: Path, resume: bool = False) -> dict[str, Any]:
         else:
             print(NOTHING)
     scores = progress.epochs[-1]["test"] if progress.epochs else evaluate(run)
-    for task, score in scores.items():
-        low, high = score["wilson_95"]
-        interval = f"95 % Wilson interval {low:.3f} to {high:.3f}"
-        print(f"{task}: held-out accuracy {score['accuracy']:.3f}, {interval}")
+    print_scores(scores)
     frozen = len(resolved.rows) - len(ever_trainable(resolved))
     print(f"frozen tensors: all {frozen} are bit-identical to the start")
 
@@ -296,6 +329,14 @@ def save(run: Run, output: Path, metrics: dict[str, Any]) -> None:
     save_checkpoint(output / "checkpoint", checkpoint)
 
 
+def print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    """Prints the accuracy of each task."""
+    for task, each in scores.items():
+        low, high = each["wilson_95"]
+        interval = f"95 % Wilson interval {low:.3f} to {high:.3f}"
+        print(f"{task}: held-out accuracy {each['accuracy']:.3f}, {interval}")
+
+
 def find(path: Path) -> Path:
     """Returns `path` as seen from where the user stands, else from this script's folders."""
     for place in (path, HERE / path, HERE / "plans" / path):
@@ -321,20 +362,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def choose(options: argparse.Namespace) -> tuple[Config, Path]:
+    """Returns the config with what the command line says instead, and the plan file."""
+    config = load_config(find(options.config))
+    mode = options.mode or config.training.freeze_mode
+    epochs = options.epochs or config.training.epochs
+    training = replace(config.training, freeze_mode=mode, epochs=epochs)
+    name = str(find(options.model)) if options.model else config.model.name
+    config = replace(config, model=replace(config.model, name=name), training=training)
+    plan_file = find(options.plan) if options.plan else HERE / "plans" / f"{mode}.yaml"
+    print(f"plan: {plan_file}")
+    return config, plan_file
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     options = parse(arguments)
     try:
-        config = load_config(find(options.config))
-        mode = options.mode or config.training.freeze_mode
-        epochs = options.epochs or config.training.epochs
-        training = replace(config.training, freeze_mode=mode, epochs=epochs)
-        name = str(find(options.model)) if options.model else config.model.name
-        config = replace(config, model=replace(config.model, name=name), training=training)
-        plan_file = find(options.plan) if options.plan else HERE / "plans" / f"{mode}.yaml"
         with Processes.join() as processes:
-            print(f"plan: {plan_file}")
-            run = prepare(config, plan_file, processes)
+            run = prepare(*choose(options), processes)
             execute(run, HERE / options.output, options.resume)
     except (UserError, FreezekitError) as error:
         sys.exit(f"error: {error}")
