@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -41,7 +40,7 @@ callback by a new one when it restores callbacks, and drop the one that the opti
 _Factory: TypeAlias = Callable[[], Callable[..., torch.optim.Optimizer]]
 
 
-class FreezeCallback(TrainerCallback):  # type: ignore[misc]
+class FreezeCallback(TrainerCallback):
     """Carries out a plan on the model of a `Trainer`.
 
     Epochs and steps are Trainer's own: a step is one update of the optimizer. `at_metric` rules see
@@ -181,28 +180,28 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Applies the plan, and lets all train that ever trains."""
-        if _KEY in state.stateful_callbacks:
+        if _KEY in _states(state):
             raise FreezekitError(
                 "this Trainer has two FreezeCallbacks; give it one, with one plan: later rules of "
                 "a plan win over earlier ones"
             )
-        state.stateful_callbacks[_KEY] = {}
+        _states(state)[_KEY] = {}
         self._args = args
-        self._apply(kwargs["model"], args)
+        self._apply(known["model"], args)
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Puts the model into the phase in which training begins, or goes on."""
-        model = kwargs["model"]
+        model = known["model"]
         if not self._is_on(model):
             self._apply(model, args)
             closed = self._closed(self.applied.resolved._tree.flags)
@@ -216,96 +215,67 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
                 "FreezeCallback in Trainer(callbacks=[...]), and let model_init return a model in "
                 "which all trains that the plan ever trains"
             )
-        applied, updates = self.applied, _updates_per_epoch(args, kwargs.get("train_dataloader"))
+        applied, updates = self.applied, _updates_per_epoch(args, known.get("train_dataloader"))
         self._check_totals(args, state, updates)
-        optimizer = _bare(kwargs["optimizer"])
+        optimizer = _bare(known["optimizer"])
         _check_optimizer(applied, optimizer)
         self._open.close()
         register(applied, model)
-        applied.attach(optimizer)
-        saved = state.stateful_callbacks.get(_KEY) if state.global_step else None
-        applied.load_state_dict(saved["applied"] if saved else self._fresh)
-        self._entry = {"applied": {}, "metrics": dict(saved["metrics"]) if saved else {}}
-        state.stateful_callbacks[_KEY] = self._entry
+        saved = _states(state).get(_KEY) if state.global_step else None
         epoch = state.global_step // updates if updates else int(state.epoch or 0)
+        clock = {"clock": {"epoch": epoch, "step": state.global_step}}
+        applied.load_state_dict((saved["applied"] if saved else self._fresh) | clock)
+        applied.attach(optimizer)  # In the phase of its state, or that would be dropped.
+        self._entry = {"applied": {}, "metrics": dict(saved["metrics"]) if saved else {}}
+        _states(state)[_KEY] = self._entry
         self._advance(epoch, state.global_step, {})
         self._epoch, self._training = epoch - 1, True
-        self._while_training.close()
+        self._while_training = ExitStack()
         if self._guards:
             self._while_training.enter_context(applied.guard())
         _check_checkpoints(applied, model)
         if _checkpointing(model) is False and getattr(model, "_require_grads_hooks", None):
             self._undo_input_gradients(model, args)
 
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_epoch_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Opens and closes what is due in an epoch, also by what was measured before it."""
         self._epoch += 1
         self._advance(self._epoch, state.global_step, self._entry["metrics"])
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_step_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Opens and closes what is due at an update."""
         by_epoch = self.applied.resolved._cascade.time.unit == "epoch"
         metrics = {} if by_epoch else self._entry["metrics"]
         self._advance(self._epoch, state.global_step, metrics)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_evaluate(self, *_: object, **known: Any) -> None:  # noqa: ANN401 - Trainer's
         """Keeps what was measured for the moment that comes next."""
         if self._training:
-            measured = kwargs.get("metrics") or {}
+            measured = known.get("metrics") or {}
             numbers = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
             bare = {name.removeprefix("eval_"): value for name, value in numbers.items()}
             self._entry["metrics"] |= bare | numbers
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
         """Notes the learning rates of the update, before the scheduler moves on."""
         self._rates = self.applied.lrs()
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: object,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Logs the learning rate of each group where Trainer logs that of the first."""
-        logs = kwargs.get("logs") or {}
+        logs = known.get("logs") or {}
         if self._training and "learning_rate" in logs:
             rates = {f"lr/{name}": rate for name, rate in self._rates.items()}
             logs |= rates
             if state.log_history:
                 state.log_history[-1].update(rates)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         """Leaves the model in its last phase; checks what was frozen throughout."""
         self._training = False
         self._while_training.close()
@@ -325,7 +295,8 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         except FreezekitError:
             applied.release()
             raise
-        decayed = set(Trainer.get_decay_parameter_names(None, base))
+        # It makes no use of the Trainer, which a callback does not know.
+        decayed = set(Trainer.get_decay_parameter_names(None, base))  # type: ignore[arg-type]
         self._undecayed = set(applied.resolved._tree.names) - decayed
         self._applied, self._fresh = applied, applied.state_dict()
         self._open.enter_context(all_trainable(applied))
@@ -406,7 +377,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
             self._apply(model, args)
         if cls is None:
             cls, own = _named_by(args, model)
-            options = own | options
+            options = own | dict(options)
         lr = args.learning_rate if lr is None else lr
         weight_decay = args.weight_decay if weight_decay is None else weight_decay
         groups = self._groups(model, lr, weight_decay)
@@ -439,6 +410,11 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         return groups
 
 
+def _states(state: TrainerState) -> dict[str, Any]:
+    """Returns what Trainer saves of its callbacks in its checkpoints, by name."""
+    return state.stateful_callbacks  # type: ignore[return-value]
+
+
 def _parameters(applied: AppliedPlan) -> Iterator[torch.nn.Parameter]:
     """Yields the parameters of an applied plan's model, in order."""
     for row in range(len(applied.resolved._tree.names)):
@@ -465,7 +441,7 @@ def _base_model(model: torch.nn.Module) -> torch.nn.Module:
     """Returns what a plan is written for: the model inside torch's wrappers and PEFT's."""
     inner = unwrap(model)
     if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
-        return inner.get_base_model()  # type: ignore[no-any-return]
+        return inner.get_base_model()  # type: ignore[operator, no-any-return]
     return inner
 
 
@@ -564,7 +540,8 @@ def _differs(decisions: tuple[Decision, ...], group: Mapping[str, Any]) -> bool:
 
 
 def _named_by(
-    args: TrainingArguments, model: torch.nn.Module
+    args: TrainingArguments,
+    model: Any,  # noqa: ANN401
 ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """Returns the optimizer that the arguments name, and its options without lr."""
     cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
