@@ -21,6 +21,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
 import freezekit.integrations.distributed
+import freezekit.integrations.transformers
 import freezekit.plot
 import freezekit.recipes
 import freezekit.scoring
@@ -224,6 +225,7 @@ def public_objects() -> list[tuple[str, object]]:
     doors = (
         freezekit,
         freezekit.integrations.distributed,
+        freezekit.integrations.transformers,
         freezekit.plot,
         freezekit.recipes,
         freezekit.scoring,
