@@ -53,7 +53,7 @@ TIERS = (
     {"_apply", "_checks"},
     {"_diagnose"},
     {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
-    {"integrations.distributed"},
+    {"integrations._trainer", "integrations.distributed"},
     {
         "integrations.accelerate",
         "integrations.deepspeed",
@@ -116,7 +116,7 @@ FACADE = {
 # Where each guest framework may be imported.
 ROOMS = {
     "matplotlib": {"plot"},
-    "transformers": {"cli._building", "integrations.transformers"},
+    "transformers": {"cli._building", "integrations._trainer", "integrations.transformers"},
     "accelerate": {"integrations.accelerate", "integrations.transformers"},
     "lightning": {"integrations.lightning"},
     "deepspeed": {"integrations.deepspeed"},

@@ -8,6 +8,7 @@ from typing import Any
 import engines
 import torch
 from engines import BATCH, EPOCHS, LR, PLAN, WEIGHT_DECAY, Net, Samples, Step
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -15,6 +16,8 @@ from transformers import (
     BertForSequenceClassification,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -181,19 +184,88 @@ def course(ranks: int = 1, plan: FreezePlan = PLAN, **options: Any) -> list[Step
 
 
 def in_ranks() -> dict[str, Any]:
-    """Returns two courses and what is refused, in one of two processes."""
-    made_anew = {"model_init": Net}
+    """Returns several courses and what is refused, in one of two processes."""
     with TemporaryDirectory() as folder:
         return {
             "course": course(2),
-            "made anew": course(2, more=made_anew),
+            "made anew": course(2, more={"model_init": Net}),
             "own optimizer": course(2, UNRATED, own_groups=False),
-            "unused": refusal(folder, ddp_find_unused_parameters=False),
-            "static": refusal(folder, ddp_static_graph=True),
-            "size": refusal(folder, auto_find_batch_size=True),
-            "checkpointed": refusal(folder, model=bert(), activation_checkpointing=True),
-            "frozen at wrap": late(folder),
+            "sharded": sharded(folder, swapped=True),
+            "sharded of old": sharded(folder, swapped=False),
+            "checkpointed": checkpointed(folder),
+            "refused": {
+                "unused": refusal(folder, ddp_find_unused_parameters=False),
+                "static": refusal(folder, ddp_static_graph=True),
+                "size": refusal(folder, auto_find_batch_size=True),
+                "checkpointed": refusal(folder, bert(), activation_checkpointing=True),
+                "frozen at wrap": late(folder),
+            },
         }
+
+
+def checkpointed(folder: str) -> dict[str, torch.Tensor]:
+    """Returns a tiny BERT that was trained under activation checkpointing."""
+    plan = FreezePlan().freeze("bert").unfreeze("bert.encoder.layer[1:]", at_epoch=1)
+    options = {"activation_checkpointing": True, "ddp_find_unused_parameters": True}
+    model = bert()
+    made = trainer(
+        FreezeCallback(plan, guard=True), folder, model=model, num_train_epochs=2,
+        per_device_train_batch_size=3, **options,
+    )  # fmt: skip
+    made.train()
+    return model.state_dict()
+
+
+def sharded(folder: str, *, swapped: bool) -> list[Step]:
+    """Trains a sharded model as Trainer does, which needs an accelerator for that.
+
+    Args:
+        folder: for nothing.
+        swapped: shard parameters by themselves (FSDP2), after the optimizer is built, and give
+            them to it; otherwise wrap the model (FSDP1) before.
+    """
+    rank, freeze, model = torch.distributed.get_rank(), FreezeCallback(PLAN), Net()
+    args, state, control = arguments(folder, fsdp=True), TrainerState(), TrainerControl()
+    freeze.on_init_end(args, state, control, model=model)
+    factory, options = freeze.optimizer()
+    whole: Any = model
+    if swapped:
+        optimizer = factory()(model, **options)
+        for part in (*model.blocks, model):
+            fully_shard(part)
+        named = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [named[name] for name in group["param_names"]]
+    else:
+        whole = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+        optimizer = factory()(whole, **options)
+    scheduler = LambdaLR(optimizer, engines.decay)
+    batches = list(engines.batches(rank, 2))
+    freeze.on_train_begin(
+        args, state, control, model=whole, optimizer=optimizer, train_dataloader=batches
+    )
+    steps = []
+    for _ in range(EPOCHS):
+        freeze.on_epoch_begin(args, state, control)
+        for batch in batches:
+            freeze.on_step_begin(args, state, control)
+            whole.train()
+            whole(**batch)["loss"].backward()
+            optimizer.step()
+            step = engines.seen(model, freeze.applied, optimizer)
+            steps.append(step._replace(weights=gathered(whole, model)))
+            scheduler.step()
+            optimizer.zero_grad()
+            state.global_step += 1
+    return steps
+
+
+def gathered(whole: torch.nn.Module, model: Net) -> dict[str, torch.Tensor]:
+    """Returns the whole weights of a sharded model."""
+    if isinstance(whole, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(whole):
+            return {name: each.detach().clone() for name, each in model.named_parameters()}
+    return {name: each.detach().full_tensor() for name, each in model.named_parameters()}
 
 
 def refusal(folder: str, model: torch.nn.Module | None = None, **options: object) -> str:
