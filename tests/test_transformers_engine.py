@@ -19,7 +19,7 @@ from torch import nn
 from trainer_runs import UNRATED, Decaying, Recorder, Texts, arguments, bert, course, trainer
 from transformers import Trainer, TrainerCallback
 
-from freezekit import FreezekitError, FreezePlan, PlanError
+from freezekit import FreezekitError, FreezePlan, FrozenChangedError, PlanError
 from freezekit.integrations.transformers import FreezeCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,12 +183,13 @@ def test_a_checkpoint_without_the_callback_is_resumed_by_the_clock(tmp_path: Pat
     options = {"save_strategy": "steps", "save_steps": 4}
     alone = Decaying(Net(), arguments(tmp_path, **options), train_dataset=Samples())
     alone.train()
-    freeze = FreezeCallback(UNRATED)
+    freeze = FreezeCallback(UNRATED, on_freeze="drop")
     recorder = Recorder(freeze)
     resumed = trainer(freeze, tmp_path, recorder, own_groups=False, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     expected = course(plan=UNRATED)[4:]
     assert [step.trainable for step in recorder.steps] == [step.trainable for step in expected]
+    assert resumed.optimizer.state[resumed.model.head.weight]["step"] == len(recorder.steps) + 4
     saved = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["freezekit"]["applied"]["clock"]["step"] == 6
 
@@ -506,3 +507,31 @@ def test_a_callback_that_is_added_late_needs_no_more(tmp_path: Path) -> None:
     made.add_callback(recorder)
     made.train()
     assert furthest(recorder.steps, course(plan=UNRATED, own_groups=False)) == 0.0
+
+
+def test_an_epoch_that_is_cut_short_counts(tmp_path: Path) -> None:
+    """Where another callback ends epochs early, the next one is the next."""
+
+    class Cut(TrainerCallback):
+        def on_step_end(self, *event: Any, **_: object) -> None:  # noqa: ANN401
+            event[2].should_epoch_stop = True
+
+    freeze = FreezeCallback(FreezePlan().freeze("stem").unfreeze("stem", at_epoch=2))
+    recorder = Recorder(freeze)
+    trainer(freeze, tmp_path, recorder, Cut(), num_train_epochs=4).train()
+    opened = ["stem.weight" in step.trainable for step in recorder.steps]
+    assert opened == [False, False, True, True]
+
+
+def test_a_change_of_what_is_frozen_is_found(tmp_path: Path) -> None:
+    """With `guard`, training ends with an error if something frozen throughout has changed."""
+
+    class Writer(TrainerCallback):
+        def on_step_end(self, *_: object, **known: Any) -> None:  # noqa: ANN401
+            known["model"].stem.bias.data.add_(1)
+
+    plan = FreezePlan().freeze("stem")
+    trainer(FreezeCallback(plan), tmp_path, Writer(), num_train_epochs=1).train()
+    watched = trainer(FreezeCallback(plan, guard=True), tmp_path, Writer(), num_train_epochs=1)
+    with pytest.raises(FrozenChangedError, match=r"stem\.bias"):
+        watched.train()
