@@ -21,6 +21,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
 import freezekit.integrations.distributed
+import freezekit.integrations.transformers
 import freezekit.plot
 import freezekit.recipes
 import freezekit.scoring
@@ -52,7 +53,7 @@ TIERS = (
     {"_apply", "_checks"},
     {"_diagnose"},
     {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
-    {"integrations.distributed"},
+    {"integrations._trainer", "integrations.distributed"},
     {
         "integrations.accelerate",
         "integrations.deepspeed",
@@ -115,7 +116,7 @@ FACADE = {
 # Where each guest framework may be imported.
 ROOMS = {
     "matplotlib": {"plot"},
-    "transformers": {"cli._building", "integrations.transformers"},
+    "transformers": {"cli._building", "integrations._trainer", "integrations.transformers"},
     "accelerate": {"integrations.accelerate", "integrations.transformers"},
     "lightning": {"integrations.lightning"},
     "deepspeed": {"integrations.deepspeed"},
@@ -225,6 +226,7 @@ def public_objects() -> list[tuple[str, object]]:
     doors = (
         freezekit,
         freezekit.integrations.distributed,
+        freezekit.integrations.transformers,
         freezekit.plot,
         freezekit.recipes,
         freezekit.scoring,

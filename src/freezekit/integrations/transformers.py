@@ -7,29 +7,36 @@ plan ever trains; from then on the model follows the plan.
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal, TypeAlias
 
 import torch
 from transformers import (
-    PreTrainedModel,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
 from .._apply import AppliedPlan
-from .._cascade import Decision
-from .._names import unwrap
 from .._plan import FreezePlan
 from .._sync import several_ranks
 from .._verbs import counted
 from ..errors import FreezekitError
+from ._trainer import (
+    bare,
+    base_model,
+    check_arguments,
+    check_checkpoints,
+    check_optimizer,
+    checkpointing,
+    named_by,
+    parameters,
+    states,
+    updates_per_epoch,
+    with_adapters,
+)
 from .distributed import all_trainable, register
 
 __all__ = ["FreezeCallback"]
@@ -41,7 +48,7 @@ callback by a new one when it restores callbacks, and drop the one that the opti
 _Factory: TypeAlias = Callable[[], Callable[..., torch.optim.Optimizer]]
 
 
-class FreezeCallback(TrainerCallback):  # type: ignore[misc]
+class FreezeCallback(TrainerCallback):
     """Carries out a plan on the model of a `Trainer`.
 
     Epochs and steps are Trainer's own: a step is one update of the optimizer. `at_metric` rules see
@@ -76,7 +83,8 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         >>> data = [{"x": torch.ones(2), "labels": torch.ones(1)}] * 8
         >>> plan = FreezePlan().freeze("body").unfreeze("body", lr_mult=0.1, at_epoch=1)
         >>> freeze = FreezeCallback(plan)
-        >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+        ...     print("what Trainer says:")
         ...     trainer = Trainer(
         ...         Model(),
         ...         TrainingArguments(
@@ -87,11 +95,11 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         ...         callbacks=[freeze],
         ...         optimizer_cls_and_kwargs=freeze.optimizer(),
         ...     )
-        ...     before = freeze.applied.phase.index
-        ...     output = trainer.train()  # doctest: +ELLIPSIS
-        {...}
-        >>> before, freeze.applied.phase.index
-        (0, 1)
+        ...     _ = trainer.train()
+        what Trainer says:
+        ...
+        >>> freeze.applied
+        <AppliedPlan: in phase 1, from epoch 1>
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self._open = ExitStack()
         self._while_training = ExitStack()
         self._training = False
+        self._midway = False
         self._epoch = 0
         self._entry: dict[str, Any] = {}
         self._phase: object = None
@@ -181,33 +190,33 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Applies the plan, and lets all train that ever trains."""
-        if _KEY in state.stateful_callbacks:
+        if _KEY in states(state):
             raise FreezekitError(
                 "this Trainer has two FreezeCallbacks; give it one, with one plan: later rules of "
                 "a plan win over earlier ones"
             )
-        state.stateful_callbacks[_KEY] = {}
+        states(state)[_KEY] = {}
         self._args = args
-        self._apply(kwargs["model"], args)
+        self._apply(known["model"], args)
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Puts the model into the phase in which training begins, or goes on."""
-        model = kwargs["model"]
+        model = known["model"]
         if not self._is_on(model):
             self._apply(model, args)
             closed = self._closed(self.applied.resolved._tree.flags)
         else:
-            flags = [each.requires_grad for each in _parameters(self.applied)]
+            flags = [each.requires_grad for each in parameters(self.applied)]
             closed = [] if self.applied._sync.trusted else self._closed(flags)
         if closed and several_ranks():
             raise FreezekitError(
@@ -216,96 +225,73 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
                 "FreezeCallback in Trainer(callbacks=[...]), and let model_init return a model in "
                 "which all trains that the plan ever trains"
             )
-        applied, updates = self.applied, _updates_per_epoch(args, kwargs.get("train_dataloader"))
+        applied, updates = self.applied, updates_per_epoch(args, known.get("train_dataloader"))
         self._check_totals(args, state, updates)
-        optimizer = _bare(kwargs["optimizer"])
-        _check_optimizer(applied, optimizer)
+        optimizer = bare(known["optimizer"])
+        check_optimizer(applied, optimizer)
         self._open.close()
         register(applied, model)
-        applied.attach(optimizer)
-        saved = state.stateful_callbacks.get(_KEY) if state.global_step else None
-        applied.load_state_dict(saved["applied"] if saved else self._fresh)
-        self._entry = {"applied": {}, "metrics": dict(saved["metrics"]) if saved else {}}
-        state.stateful_callbacks[_KEY] = self._entry
+        saved = states(state).get(_KEY) if state.global_step else None
         epoch = state.global_step // updates if updates else int(state.epoch or 0)
+        clock = {"clock": {"epoch": epoch, "step": state.global_step}}
+        try:
+            applied.load_state_dict((saved["applied"] if saved else self._fresh) | clock)
+        except FreezekitError as error:
+            error.add_note(f"in Trainer: go on by taking {_KEY!r} out of trainer_state.json")
+            raise
+        applied.attach(optimizer)  # In the phase of its state, or that would be dropped.
+        self._entry = {"applied": {}, "metrics": dict(saved["metrics"]) if saved else {}}
+        states(state)[_KEY] = self._entry
         self._advance(epoch, state.global_step, {})
         self._epoch, self._training = epoch - 1, True
-        self._while_training.close()
+        self._midway = bool(updates and state.global_step % updates)
+        self._while_training = ExitStack()
         if self._guards:
             self._while_training.enter_context(applied.guard())
-        _check_checkpoints(applied, model)
-        if _checkpointing(model) is False and getattr(model, "_require_grads_hooks", None):
+        check_checkpoints(applied, model)
+        if checkpointing(model) is False and getattr(model, "_require_grads_hooks", None):
             self._undo_input_gradients(model, args)
 
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_epoch_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Opens and closes what is due in an epoch, also by what was measured before it."""
         self._epoch += 1
-        self._advance(self._epoch, state.global_step, self._entry["metrics"])
+        waits = self._midway and self._by_epoch  # What was measured in an epoch is for the next.
+        self._midway = False
+        self._advance(self._epoch, state.global_step, {} if waits else self._entry["metrics"])
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_step_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Opens and closes what is due at an update."""
-        by_epoch = self.applied.resolved._cascade.time.unit == "epoch"
-        metrics = {} if by_epoch else self._entry["metrics"]
+        metrics = {} if self._by_epoch else self._entry["metrics"]
         self._advance(self._epoch, state.global_step, metrics)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_evaluate(self, *_: object, **known: Any) -> None:  # noqa: ANN401 - Trainer's
         """Keeps what was measured for the moment that comes next."""
         if self._training:
-            measured = kwargs.get("metrics") or {}
+            measured = known.get("metrics") or {}
             numbers = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
-            bare = {name.removeprefix("eval_"): value for name, value in numbers.items()}
-            self._entry["metrics"] |= bare | numbers
+            short = {name.removeprefix("eval_"): value for name, value in numbers.items()}
+            self._entry["metrics"] |= short | numbers
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
         """Notes the learning rates of the update, before the scheduler moves on."""
         self._rates = self.applied.lrs()
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: object,
         state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
+        *_: object,
+        **known: Any,  # noqa: ANN401 - Trainer's
     ) -> None:
         """Logs the learning rate of each group where Trainer logs that of the first."""
-        logs = kwargs.get("logs") or {}
+        logs = known.get("logs") or {}
         if self._training and "learning_rate" in logs:
             rates = {f"lr/{name}": rate for name, rate in self._rates.items()}
             logs |= rates
             if state.log_history:
                 state.log_history[-1].update(rates)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - Trainer's
-    ) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         """Leaves the model in its last phase; checks what was frozen throughout."""
         self._training = False
         self._while_training.close()
@@ -316,16 +302,17 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         if self._applied is not None:
             self._applied.release()
             self._applied = None
-        base = _base_model(model)
-        applied = _with_adapters(self._plan, model, base).apply(
+        base = base_model(model)
+        applied = with_adapters(self._plan, model, base).apply(
             base, on_freeze=self._on_freeze, **self._given(args)
         )
         try:
-            _check_arguments(applied, model, args)
+            check_arguments(applied, model, args)
         except FreezekitError:
             applied.release()
             raise
-        decayed = set(Trainer.get_decay_parameter_names(None, base))
+        # It makes no use of the Trainer, which a callback does not know.
+        decayed = set(Trainer.get_decay_parameter_names(None, base))  # type: ignore[arg-type]
         self._undecayed = set(applied.resolved._tree.names) - decayed
         self._applied, self._fresh = applied, applied.state_dict()
         self._open.enter_context(all_trainable(applied))
@@ -345,6 +332,10 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         if self._applied is None or self._applied._released:
             return False
         return any(each is self._applied._modules[0] for each in model.modules())
+
+    @property
+    def _by_epoch(self) -> bool:
+        return self.applied.resolved._cascade.time.unit == "epoch"
 
     def _closed(self, flags: list[bool]) -> list[str]:
         """Returns what the plan ever trains and is frozen by some flags."""
@@ -405,8 +396,8 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         if not self._is_on(model):
             self._apply(model, args)
         if cls is None:
-            cls, own = _named_by(args, model)
-            options = own | options
+            cls, own = named_by(args, model)
+            options = own | dict(options)
         lr = args.learning_rate if lr is None else lr
         weight_decay = args.weight_decay if weight_decay is None else weight_decay
         groups = self._groups(model, lr, weight_decay)
@@ -430,178 +421,10 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         others = sorted(set(range(len(names))) - set(spared))
         groups = applied._groups(others, lr, weight_decay)
         groups += applied._groups(spared, lr, 0.0, spared=True)
-        known = {id(each) for each in _parameters(applied)}
+        known = {id(each) for each in parameters(applied)}
         outside = [(n, p) for n, p in model.named_parameters()
                    if p.requires_grad and id(p) not in known]  # fmt: skip
         if outside:
             named = {"name": "outside of the plan", "lr": lr, "weight_decay": weight_decay}
             groups.append({"params": outside} | named)
         return groups
-
-
-def _parameters(applied: AppliedPlan) -> Iterator[torch.nn.Parameter]:
-    """Yields the parameters of an applied plan's model, in order."""
-    for row in range(len(applied.resolved._tree.names)):
-        yield applied._writer.parameter(row)
-
-
-def _bare(optimizer: Any) -> torch.optim.Optimizer:  # noqa: ANN401 - accelerate's wrapper, or none
-    """Returns torch's optimizer, inside the wrappers of others."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
-    return optimizer  # type: ignore[no-any-return]
-
-
-def _updates_per_epoch(args: TrainingArguments, loader: Any) -> int | None:  # noqa: ANN401
-    """Returns the updates of one epoch as Trainer counts them; None if there is no length."""
-    try:
-        batches = len(loader)
-    except TypeError:
-        return None
-    return max(-(-batches // args.gradient_accumulation_steps), 1)
-
-
-def _base_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Returns what a plan is written for: the model inside torch's wrappers and PEFT's."""
-    inner = unwrap(model)
-    if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
-        return inner.get_base_model()  # type: ignore[no-any-return]
-    return inner
-
-
-def _with_adapters(plan: FreezePlan, model: torch.nn.Module, base: torch.nn.Module) -> FreezePlan:
-    """Adds to a plan what holds for the adapters of PEFT, which stand among the base's modules."""
-    if base is unwrap(model) and not getattr(base, "_hf_peft_config_loaded", False):
-        return plan
-    names = [name for name, _ in base.named_parameters()]
-    trained = [name for name, each in base.named_parameters() if each.requires_grad]
-    copied = [
-        f"{path}.original_module."
-        for path, module in base.named_modules()
-        if hasattr(module, "original_module") and hasattr(module, "modules_to_save")
-    ]
-    unused = [name for name in names if name.startswith(tuple(copied))]
-    if unused:
-        plan = plan.freeze(_exactly(unused))
-    return plan.unfreeze(_exactly(trained)) if trained else plan
-
-
-def _exactly(names: list[str]) -> str:
-    return "re:" + "|".join(map(re.escape, names))
-
-
-def _check_arguments(applied: AppliedPlan, model: torch.nn.Module, args: TrainingArguments) -> None:
-    """Raises if Trainer is told to train in a way in which the plan goes wrong."""
-    if applied._trained(any) == applied._trained(all):
-        return
-    if args.deepspeed:
-        raise FreezekitError(
-            "DeepSpeed keeps moving what it trained once, also while it is frozen; train a plan "
-            "that changes what trains without it, with DDP or FSDP"
-        )
-    if args.world_size == 1 or args.fsdp:
-        return
-    unused, checkpointing = args.ddp_find_unused_parameters, _checkpointing(model) is not None
-    checkpointing = checkpointing or bool(args.gradient_checkpointing)
-    problem, remedy = "", "set ddp_find_unused_parameters=True in TrainingArguments"
-    if args.auto_find_batch_size:
-        problem = "auto_find_batch_size wraps the model anew, in the midst of the plan"
-        remedy = "set per_device_train_batch_size"
-    elif getattr(args, "ddp_static_graph", None):
-        problem = "ddp_static_graph expects the parameters that train in the first step in all"
-        remedy = "leave it out"
-    elif unused is False:
-        problem = "with ddp_find_unused_parameters=False DDP waits for gradients of what is frozen"
-    elif unused is None and checkpointing and isinstance(model, PreTrainedModel):
-        problem = (
-            "with activation checkpointing Trainer builds DDP with find_unused_parameters=False, "
-            "and it waits for gradients of what is frozen"
-        )
-    if problem:
-        raise FreezekitError(f"the plan changes what trains, and {problem}; {remedy}")
-
-
-def _check_optimizer(applied: AppliedPlan, optimizer: torch.optim.Optimizer) -> None:
-    """Raises if an optimizer lacks what the plan trains, or the values that it sets."""
-    rows = {id(each): row for row, each in enumerate(_parameters(applied))}
-    groups = {
-        rows[id(each)]: group
-        for group in optimizer.param_groups
-        for each in group["params"]
-        if id(each) in rows
-    }
-    names, ids = applied.resolved._tree.names, applied.resolved._outcome_ids
-    trained = applied._trained(any)
-    missing = [names[row] for row in trained if row not in groups]
-    remedy = "pass Trainer(optimizer_cls_and_kwargs=freeze.optimizer(...))"
-    if missing:
-        raise FreezekitError(
-            f"the optimizer lacks {counted(missing, 'parameter')}, which the plan trains: it was "
-            f"built while they were frozen, or for another model; {remedy}"
-        )
-    differ = [
-        names[row]
-        for row in trained
-        if groups[row].get("name") not in applied._steps._handed
-        and _differs(applied.resolved._outcomes[ids[row]].decisions, groups[row])
-    ]
-    if differ:
-        raise FreezekitError(
-            "the plan sets a learning rate, weight decay or options that the optimizer does not "
-            f"have, for {counted(differ, 'parameter')}; {remedy}"
-        )
-
-
-def _differs(decisions: tuple[Decision, ...], group: Mapping[str, Any]) -> bool:
-    """Returns whether a param group has other values than the plan sets for a parameter in it."""
-    first = next(each for each in decisions if each.trainable)
-    lr = group.get("initial_lr", group["lr"])
-    wanted = dict(first.options) | {"lr": first.lr, "weight_decay": first.weight_decay}
-    present = dict(group) | {"lr": lr}
-    return first.lr_mult not in (None, 1.0) or any(
-        value is not None and present.get(key) != value for key, value in wanted.items()
-    )
-
-
-def _named_by(
-    args: TrainingArguments, model: torch.nn.Module
-) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Returns the optimizer that the arguments name, and its options without lr."""
-    cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    own = {"params", "model", "optimizer_dict"} & options.keys()
-    if own or not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise FreezekitError(
-            f"optim={str(args.optim)!r} groups the parameters in its own way; name a class that "
-            "takes param groups, as in freeze.optimizer(torch.optim.AdamW)"
-        )
-    return cls, {key: value for key, value in options.items() if key != "lr"}
-
-
-def _checkpointing(model: torch.nn.Module) -> bool | None:
-    """Returns whether checkpoints of activations are reentrant; None if there are none."""
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) is True:
-            function = getattr(module, "_gradient_checkpointing_func", None)
-            return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
-    return None
-
-
-def _check_checkpoints(applied: AppliedPlan, model: torch.nn.Module) -> None:
-    """Raises where reentrant checkpoints lose gradients; warns where they spoil the saving."""
-    layers = applied.resolved.layers
-    if not _checkpointing(model) or not layers:
-        return
-    stem = set(layers[0].parameter_names)
-    if all(stem & phase.trainable for phase in applied.resolved.phases):
-        return
-    remedy = 'pass activation_checkpointing_kwargs={"use_reentrant": False}'
-    if not getattr(model, "_require_grads_hooks", None):
-        raise FreezekitError(
-            "with reentrant checkpointing, what stands behind a frozen stem gets no gradients at "
-            f"all; {remedy}"
-        )
-    warnings.warn(
-        "with reentrant checkpointing, backward runs through everything, also through what is "
-        f"frozen; {remedy}",
-        stacklevel=2,
-    )
