@@ -45,7 +45,7 @@ def _fresh() -> Iterator[None]:
 class Run:
     """A training with Accelerate, as far as it has come."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         """Builds all that a script builds."""
         options = {"dataloader_config": DataLoaderConfiguration(split_batches=True)} | options
         self.accelerator = Accelerator(cpu=True, **options)
@@ -92,7 +92,12 @@ def in_ranks() -> dict[str, Any]:
         AcceleratorState._reset_state()
         run = Run(**options)
         rates[name] = [step.lrs["head.weight"] for step in run.train(range(2))]
-    return {"steps": steps, "wrapped": wrapped, "rates": rates, "handler": run.accelerator.ddp_handler}
+    return {
+        "steps": steps,
+        "wrapped": wrapped,
+        "rates": rates,
+        "handler": run.accelerator.ddp_handler,
+    }
 
 
 def test_two_ranks_train_all_phases_as_one_process_does() -> None:
@@ -115,7 +120,10 @@ def test_two_ranks_train_all_phases_as_one_process_does() -> None:
 def prepared_by_hand() -> list[str]:
     """Returns what is said, in one of several processes, to those who call Accelerate's own."""
     said = []
-    for options in ({}, {"kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]}):
+    for options in (
+        {},
+        {"kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]},
+    ):
         AcceleratorState._reset_state()
         accelerator = Accelerator(cpu=True, **options)
         applied = PLAN.apply(model := Net())

@@ -20,7 +20,9 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
+import freezekit.integrations.accelerate
 import freezekit.integrations.distributed
+import freezekit.integrations.lightning
 import freezekit.plot
 import freezekit.recipes
 import freezekit.scoring
@@ -223,7 +225,9 @@ def public_objects() -> list[tuple[str, object]]:
     """Returns the public names that are not modules, with what they stand for."""
     doors = (
         freezekit,
+        freezekit.integrations.accelerate,
         freezekit.integrations.distributed,
+        freezekit.integrations.lightning,
         freezekit.plot,
         freezekit.recipes,
         freezekit.scoring,

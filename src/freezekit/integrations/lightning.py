@@ -24,7 +24,9 @@ from .distributed import register
 
 __all__ = ["FreezeCallback", "applied_to"]
 
-_EARLY = "layers that setup() or configure_model() build come after the plan; build them in __init__"
+_EARLY = (
+    "layers that setup() or configure_model() build come after the plan; build them in __init__"
+)
 
 
 class FreezeCallback(Callback):
@@ -73,6 +75,7 @@ class FreezeCallback(Callback):
         on_freeze: Literal["keep", "drop"] = "keep",
         guard: bool = False,
     ) -> None:
+        """Takes the plan; nothing is applied before a fit."""
         if not isinstance(plan, FreezePlan):
             raise PlanError(f"FreezeCallback takes a FreezePlan, got {type(plan).__name__}")
         self.plan = plan
@@ -99,10 +102,12 @@ class FreezeCallback(Callback):
         self._is_fresh = False
 
     def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the plan and the settings, and nothing of a fit."""
         kept = ("plan", "_module", "_settings", "_guard")
         return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begins in no fit."""
         vars(self).update(state)
         self._idle({})
 
