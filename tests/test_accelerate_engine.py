@@ -251,3 +251,17 @@ def test_what_contradicts_the_plan_is_refused_before_anything_is_prepared() -> N
     assert prepare(accelerator, applied, model) is model
     prepare(accelerator, applied, model)
     assert accelerator._custom_objects == [applied]
+
+
+def test_an_optimizer_built_by_hand_is_attached() -> None:
+    """What the plan does inside steps is done; a stand-in for an optimizer is refused by name."""
+    plan = FreezePlan().group("head", lr_mult=0.5, at_epoch=1)
+    applied = plan.apply(model := Net())
+    own = torch.optim.SGD(applied.param_groups(lr=LR))
+    other = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=LR)
+    _, optimizer, _ = prepare(Accelerator(cpu=True), applied, model, own, other)
+    applied.advance(epoch=1)
+    assert applied.lrs()["head"] == LR / 2
+    assert applied._optimizers == [own]
+    with pytest.raises(FreezekitError, match="AcceleratedOptimizer stands in for an optimizer"):
+        applied.attach(optimizer)

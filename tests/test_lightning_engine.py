@@ -500,6 +500,36 @@ def test_the_guard_sees_what_is_written_to_frozen_weights(late: bool) -> None:
     assert len(fit(Writes(), freeze=FreezeCallback(PLAN, module="model"))) == 15
 
 
+def test_the_guard_is_on_when_a_run_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    """The rest of an epoch that a checkpoint lies in is guarded too."""
+
+    class Writes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Lit, *_: object) -> None:
+            pl_module.model.blocks[0].linear.bias.data.add_(1)
+
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(Killed):
+        fit(Record(4, path))
+    record = Record()
+    with pytest.raises(FrozenChangedError):
+        fit(Writes(), record, ckpt_path=path)
+    assert len(record.steps) == 2
+
+
+def test_an_optimizer_built_by_hand_is_attached() -> None:
+    """What the plan does inside steps is done in those of the optimizer that the user builds."""
+
+    class ByHand(Lit):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(applied_to(self).param_groups(lr=LR))
+
+    plan, record = FreezePlan().group("head", lr_mult=0.5, at_epoch=1), Record()
+    ours = trainer(FreezeCallback(plan, module="model"), record, max_epochs=2)
+    ours.fit(ByHand(), Loader(), VALIDATION)
+    assert [step.lrs["head.bias"] for step in record.steps] == [LR] * 3 + [LR / 2] * 3
+    assert {step.lrs["stem.bias"] for step in record.steps} == {LR}
+
+
 class Late(Lit):
     """Builds a layer when it is set up."""
 

@@ -188,7 +188,9 @@ class FreezeCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there are new metrics."""
-        self._is_fresh |= not trainer.sanity_checking
+        if not trainer.sanity_checking:
+            self._is_fresh = True
+            self._measured = self._metrics()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there are new metrics, where nothing validates."""
@@ -207,6 +209,7 @@ class FreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Gives the model back as it was."""
+        self._is_fresh = False  # To read metrics may wait for ranks that did not fail.
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,7 +245,6 @@ class FreezeCallback(Callback):
         """Releases the plan, if it is applied, and keeps its state."""
         if self._applied is not None:
             trainer, state = self._trainer, self.state_dict()
-            self._guarded.pop_all()
             self._union.close()
             self._applied.release()
             self._idle(state)
@@ -265,7 +267,7 @@ class FreezeCallback(Callback):
         if not self._is_fresh or self._trainer is None or not self.applied.resolved.metrics:
             return self._measured
         known = self._trainer.callback_metrics
-        return {name: float(value) for name, value in known.items() if value.numel() == 1}
+        return self._measured | {n: float(each) for n, each in known.items() if each.numel() == 1}
 
     def _take(self) -> dict[str, float] | None:
         """Returns what was measured, once; None where there is nothing new."""
@@ -284,6 +286,7 @@ def applied_to(module: LightningModule) -> AppliedPlan:
 
     Raises:
         FreezekitError: its Trainer has no `FreezeCallback`, or no fit is under way.
+        RuntimeError: it has no Trainer, as Lightning says.
 
     Example:
         >>> import torch
