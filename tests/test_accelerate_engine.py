@@ -75,48 +75,6 @@ class Run:
         return steps
 
 
-def in_ranks() -> dict[str, Any]:
-    """Trains in one of several processes; also what each way to step the scheduler leads to."""
-    run = Run()
-    wrapped = type(run.model).__name__, run.model.find_unused_parameters
-    steps = run.train(range(EPOCHS))
-    rates = {}
-    for name, options in {
-        "default": {"dataloader_config": None},
-        "split_batches": {},
-        "step_scheduler_with_optimizer": {
-            "dataloader_config": None,
-            "step_scheduler_with_optimizer": False,
-        },
-    }.items():
-        AcceleratorState._reset_state()
-        run = Run(**options)
-        rates[name] = [step.lrs["head.weight"] for step in run.train(range(2))]
-    return {
-        "steps": steps,
-        "wrapped": wrapped,
-        "rates": rates,
-        "handler": run.accelerator.ddp_handler,
-    }
-
-
-def test_two_ranks_train_all_phases_as_one_process_does() -> None:
-    """Two ranks stay bit-identical through all phases, and agree with the plain loop."""
-    first, second = run_ranks("test_accelerate_engine:in_ranks")
-    alone = plain()
-    assert first["wrapped"] == second["wrapped"] == ("DistributedDataParallel", True)
-    assert furthest(first["steps"], second["steps"]) == 0.0
-    assert furthest(first["steps"], alone) < 1e-5
-    check_same_course(first["steps"], alone)
-    check_same_course(second["steps"], alone)
-    assert first["handler"] is None
-    twice = [LR * decay(2 * step) for step in range(6)]
-    once = [LR * decay(step) for step in range(6)]
-    assert first["rates"]["default"] == pytest.approx(twice)
-    assert first["rates"]["split_batches"] == pytest.approx(once)
-    assert first["rates"]["step_scheduler_with_optimizer"] == pytest.approx(once)
-
-
 def prepared_by_hand() -> list[str]:
     """Returns what is said, in one of several processes, to those who call Accelerate's own."""
     said = []
@@ -140,12 +98,66 @@ def prepared_by_hand() -> list[str]:
     return said
 
 
-def test_a_model_prepared_by_hand_is_refused_before_the_ranks_drift() -> None:
+def in_ranks() -> dict[str, Any]:
+    """Trains in one of several processes; also what each way to step the scheduler leads to."""
+    run = Run()
+    wrapped = type(run.model).__name__, run.model.find_unused_parameters
+    steps = run.train(range(EPOCHS))
+    rates = {}
+    for name, options in {
+        "default": {"dataloader_config": None},
+        "split_batches": {},
+        "step_scheduler_with_optimizer": {
+            "dataloader_config": None,
+            "step_scheduler_with_optimizer": False,
+        },
+    }.items():
+        AcceleratorState._reset_state()
+        run = Run(**options)
+        rates[name] = [step.lrs["head.weight"] for step in run.train(range(2))]
+    return {
+        "steps": steps,
+        "by hand": prepared_by_hand(),
+        "wrapped": wrapped,
+        "rates": rates,
+        "handler": run.accelerator.ddp_handler,
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    return run_ranks("test_accelerate_engine:in_ranks")
+
+
+def test_two_ranks_train_all_phases_as_one_process_does(ranks: list[dict[str, Any]]) -> None:
+    """Two ranks stay bit-identical through all phases, and agree with the plain loop."""
+    first, second = ranks
+    alone = plain()
+    assert first["wrapped"] == second["wrapped"] == ("DistributedDataParallel", True)
+    assert furthest(first["steps"], second["steps"]) == 0.0
+    assert furthest(first["steps"], alone) < 1e-5
+    check_same_course(first["steps"], alone)
+    check_same_course(second["steps"], alone)
+    assert first["handler"] is None
+
+
+def test_a_prepared_scheduler_steps_once_per_process(ranks: list[dict[str, Any]]) -> None:
+    """Two processes step it twice per update, unless told otherwise: what the page says."""
+    rates = ranks[0]["rates"]
+    twice, once = ([LR * decay(n * step) for step in range(6)] for n in (2, 1))
+    assert rates["default"] == pytest.approx(twice)
+    assert rates["split_batches"] == pytest.approx(once)
+    assert rates["step_scheduler_with_optimizer"] == pytest.approx(once)
+
+
+def test_a_model_prepared_by_hand_is_refused_before_the_ranks_drift(
+    ranks: list[dict[str, Any]],
+) -> None:
     """Accelerate's own `prepare` wraps what is frozen: nothing opens, and the remedy is named."""
-    for said in run_ranks("test_accelerate_engine:prepared_by_hand"):
-        for message in said:
-            assert message.startswith("no wrapper is known to average, between the ranks, ")
-            assert "freezekit.integrations.accelerate.prepare" in message
+    for message in (message for each in ranks for message in each["by hand"]):
+        assert message.startswith("no wrapper is known to average, between the ranks, ")
+        assert "freezekit.integrations.accelerate.prepare" in message
 
 
 def test_one_process_is_the_plain_loop() -> None:

@@ -410,8 +410,8 @@ def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
         raise FreezekitError(LBFGS)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise FreezekitError(
-            f"attach: {type(optimizer).__name__} stands in for an optimizer and has no hooks of its "
-            "own; attach the optimizer itself"
+            f"attach: {type(optimizer).__name__} stands in for an optimizer and has no hooks of "
+            "its own; attach the optimizer itself"
         )
     for outcome in resolved._outcomes:
         for key in (key for decision in outcome.decisions for key, _ in decision.options):
