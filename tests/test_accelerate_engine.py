@@ -45,7 +45,7 @@ def _fresh() -> Iterator[None]:
 class Run:
     """A training with Accelerate, as far as it has come."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         """Builds all that a script builds."""
         options = {"dataloader_config": DataLoaderConfiguration(split_batches=True)} | options
         self.accelerator = Accelerator(cpu=True, **options)
@@ -75,6 +75,29 @@ class Run:
         return steps
 
 
+def prepared_by_hand() -> list[str]:
+    """Returns what is said, in one of several processes, to those who call Accelerate's own."""
+    said = []
+    for options in (
+        {},
+        {"kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]},
+    ):
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True, **options)
+        applied = PLAN.apply(model := Net())
+        optimizer = applied.optimizer(torch.optim.AdamW, lr=LR)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        applied.advance(epoch=0)
+        for batch in batches(accelerator.process_index, 2):
+            accelerator.backward(model(**batch)["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+        with pytest.raises(FreezekitError) as caught:
+            applied.advance(epoch=1)
+        said.append(str(caught.value))
+    return said
+
+
 def in_ranks() -> dict[str, Any]:
     """Trains in one of several processes; also what each way to step the scheduler leads to."""
     run = Run()
@@ -92,12 +115,24 @@ def in_ranks() -> dict[str, Any]:
         AcceleratorState._reset_state()
         run = Run(**options)
         rates[name] = [step.lrs["head.weight"] for step in run.train(range(2))]
-    return {"steps": steps, "wrapped": wrapped, "rates": rates, "handler": run.accelerator.ddp_handler}
+    return {
+        "steps": steps,
+        "by hand": prepared_by_hand(),
+        "wrapped": wrapped,
+        "rates": rates,
+        "handler": run.accelerator.ddp_handler,
+    }
 
 
-def test_two_ranks_train_all_phases_as_one_process_does() -> None:
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    return run_ranks("test_accelerate_engine:in_ranks")
+
+
+def test_two_ranks_train_all_phases_as_one_process_does(ranks: list[dict[str, Any]]) -> None:
     """Two ranks stay bit-identical through all phases, and agree with the plain loop."""
-    first, second = run_ranks("test_accelerate_engine:in_ranks")
+    first, second = ranks
     alone = plain()
     assert first["wrapped"] == second["wrapped"] == ("DistributedDataParallel", True)
     assert furthest(first["steps"], second["steps"]) == 0.0
@@ -105,39 +140,24 @@ def test_two_ranks_train_all_phases_as_one_process_does() -> None:
     check_same_course(first["steps"], alone)
     check_same_course(second["steps"], alone)
     assert first["handler"] is None
-    twice = [LR * decay(2 * step) for step in range(6)]
-    once = [LR * decay(step) for step in range(6)]
-    assert first["rates"]["default"] == pytest.approx(twice)
-    assert first["rates"]["split_batches"] == pytest.approx(once)
-    assert first["rates"]["step_scheduler_with_optimizer"] == pytest.approx(once)
 
 
-def prepared_by_hand() -> list[str]:
-    """Returns what is said, in one of several processes, to those who call Accelerate's own."""
-    said = []
-    for options in ({}, {"kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]}):
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(cpu=True, **options)
-        applied = PLAN.apply(model := Net())
-        optimizer = applied.optimizer(torch.optim.AdamW, lr=LR)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        applied.advance(epoch=0)
-        for batch in batches(accelerator.process_index, 2):
-            accelerator.backward(model(**batch)["loss"])
-            optimizer.step()
-            optimizer.zero_grad()
-        with pytest.raises(FreezekitError) as caught:
-            applied.advance(epoch=1)
-        said.append(str(caught.value))
-    return said
+def test_a_prepared_scheduler_steps_once_per_process(ranks: list[dict[str, Any]]) -> None:
+    """Two processes step it twice per update, unless told otherwise: what the page says."""
+    rates = ranks[0]["rates"]
+    twice, once = ([LR * decay(n * step) for step in range(6)] for n in (2, 1))
+    assert rates["default"] == pytest.approx(twice)
+    assert rates["split_batches"] == pytest.approx(once)
+    assert rates["step_scheduler_with_optimizer"] == pytest.approx(once)
 
 
-def test_a_model_prepared_by_hand_is_refused_before_the_ranks_drift() -> None:
+def test_a_model_prepared_by_hand_is_refused_before_the_ranks_drift(
+    ranks: list[dict[str, Any]],
+) -> None:
     """Accelerate's own `prepare` wraps what is frozen: nothing opens, and the remedy is named."""
-    for said in run_ranks("test_accelerate_engine:prepared_by_hand"):
-        for message in said:
-            assert message.startswith("no wrapper is known to average, between the ranks, ")
-            assert "freezekit.integrations.accelerate.prepare" in message
+    for message in (message for each in ranks for message in each["by hand"]):
+        assert message.startswith("no wrapper is known to average, between the ranks, ")
+        assert "freezekit.integrations.accelerate.prepare" in message
 
 
 def test_one_process_is_the_plain_loop() -> None:
@@ -243,3 +263,17 @@ def test_what_contradicts_the_plan_is_refused_before_anything_is_prepared() -> N
     assert prepare(accelerator, applied, model) is model
     prepare(accelerator, applied, model)
     assert accelerator._custom_objects == [applied]
+
+
+def test_an_optimizer_built_by_hand_is_attached() -> None:
+    """What the plan does inside steps is done; a stand-in for an optimizer is refused by name."""
+    plan = FreezePlan().group("head", lr_mult=0.5, at_epoch=1)
+    applied = plan.apply(model := Net())
+    own = torch.optim.SGD(applied.param_groups(lr=LR))
+    other = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=LR)
+    _, optimizer, _ = prepare(Accelerator(cpu=True), applied, model, own, other)
+    applied.advance(epoch=1)
+    assert applied.lrs()["head"] == LR / 2
+    assert applied._optimizers == [own]
+    with pytest.raises(FreezekitError, match="AcceleratedOptimizer stands in for an optimizer"):
+        applied.attach(optimizer)

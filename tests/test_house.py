@@ -20,7 +20,9 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
+import freezekit.integrations.accelerate
 import freezekit.integrations.distributed
+import freezekit.integrations.lightning
 import freezekit.integrations.transformers
 import freezekit.plot
 import freezekit.recipes
@@ -225,8 +227,10 @@ def public_objects() -> list[tuple[str, object]]:
     """Returns the public names that are not modules, with what they stand for."""
     doors = (
         freezekit,
+        freezekit.integrations.accelerate,
         freezekit.integrations.distributed,
         freezekit.integrations.transformers,
+        freezekit.integrations.lightning,
         freezekit.plot,
         freezekit.recipes,
         freezekit.scoring,

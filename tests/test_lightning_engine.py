@@ -1,4 +1,4 @@
-"""Lightning: the callback in `fit`, two ranks, checkpoints, metrics, what comes before and after."""
+"""Lightning: the callback in `fit`, two ranks, checkpoints, metrics, what is left afterwards."""
 
 import copy
 import os
@@ -62,9 +62,11 @@ class Loader:
         self.at = 0
 
     def __len__(self) -> int:
+        """Returns how many there are."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields those that are left, or all."""
         for index in range(self.at % len(self), len(self)):
             self.at = index + 1
             yield self.batches[index]
@@ -90,7 +92,7 @@ class Lit(LightningModule):
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         self.log("val_loss", self.model(**batch)["loss"], batch_size=len(batch["x"]))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> dict[str, object]:
         optimizer = applied_to(self).optimizer(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
         return {
@@ -129,7 +131,7 @@ class Record(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.optimizers[0].register_step_post_hook(self.record)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == self.stop:
             trainer.save_checkpoint(self.path)
             raise Killed
@@ -139,7 +141,7 @@ class Killed(Exception):  # noqa: N818
     """The process ends here."""
 
 
-def trainer(*others: Callback, **options: Any) -> Trainer:
+def trainer(*others: Callback, **options: object) -> Trainer:
     """Returns a quiet Trainer."""
     quiet = {
         "accelerator": "cpu",
@@ -155,7 +157,7 @@ def trainer(*others: Callback, **options: Any) -> Trainer:
     return Trainer(callbacks=list(others), **quiet | options)
 
 
-def fit(*others: Callback, freeze: FreezeCallback | None = None, **options: Any) -> list[Step]:
+def fit(*others: Callback, freeze: FreezeCallback | None = None, **options: object) -> list[Step]:
     """Trains anew and returns the record."""
     record = next((o for o in others if isinstance(o, Record)), None) or Record()
     freeze = freeze or FreezeCallback(PLAN, module="model", guard=True)
@@ -182,7 +184,9 @@ def in_ranks() -> dict[str, Any]:
         said.append(str(caught.value))
         assert all(each.requires_grad for each in module.parameters())
     fixed = FreezeCallback(FreezePlan().freeze("stem"), module="model")
-    trainer(fixed, devices=2, strategy="ddp", max_epochs=1).fit(module := Scaled(), train, VALIDATION)
+    trainer(fixed, devices=2, strategy="ddp", max_epochs=1).fit(
+        module := Scaled(), train, VALIDATION
+    )
     return {"steps": record.steps, "said": said, "scale": module.scale.item()}
 
 
@@ -246,9 +250,12 @@ def test_a_plan_counts_optimizer_updates() -> None:
     plan = FreezePlan().freeze("stem", until_step=3).unfreeze("head", warmup_steps=2, at_step=0)
 
     class Flags(Callback):
-        seen: list[bool] = []
+        def __init__(self) -> None:
+            self.seen: list[bool] = []
 
-        def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        def on_before_zero_grad(
+            self, trainer: Trainer, pl_module: LightningModule, *_: object
+        ) -> None:
             assert trainer.global_step == len(self.seen)
             self.seen.append(pl_module.model.stem.weight.requires_grad)
 
@@ -475,7 +482,9 @@ def test_the_guard_sees_what_is_written_to_frozen_weights(late: bool) -> None:
             if trainer.current_epoch == 1:
                 pl_module.model.blocks[0].linear.bias.data.add_(1)
 
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, *_: object
+        ) -> None:
             if not late:
                 self.write(trainer, pl_module)
 
@@ -489,6 +498,36 @@ def test_the_guard_sees_what_is_written_to_frozen_weights(late: bool) -> None:
     assert caught.value.names == ("blocks.0.linear.bias",)
     assert len(record.steps) == 6
     assert len(fit(Writes(), freeze=FreezeCallback(PLAN, module="model"))) == 15
+
+
+def test_the_guard_is_on_when_a_run_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    """The rest of an epoch that a checkpoint lies in is guarded too."""
+
+    class Writes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Lit, *_: object) -> None:
+            pl_module.model.blocks[0].linear.bias.data.add_(1)
+
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(Killed):
+        fit(Record(4, path))
+    record = Record()
+    with pytest.raises(FrozenChangedError):
+        fit(Writes(), record, ckpt_path=path)
+    assert len(record.steps) == 2
+
+
+def test_an_optimizer_built_by_hand_is_attached() -> None:
+    """What the plan does inside steps is done in those of the optimizer that the user builds."""
+
+    class ByHand(Lit):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(applied_to(self).param_groups(lr=LR))
+
+    plan, record = FreezePlan().group("head", lr_mult=0.5, at_epoch=1), Record()
+    ours = trainer(FreezeCallback(plan, module="model"), record, max_epochs=2)
+    ours.fit(ByHand(), Loader(), VALIDATION)
+    assert [step.lrs["head.bias"] for step in record.steps] == [LR] * 3 + [LR / 2] * 3
+    assert {step.lrs["stem.bias"] for step in record.steps} == {LR}
 
 
 class Late(Lit):

@@ -408,6 +408,11 @@ def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
         raise FreezekitError(f"attach takes optimizers, got {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise FreezekitError(LBFGS)
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise FreezekitError(
+            f"attach: {type(optimizer).__name__} stands in for an optimizer and has no hooks of "
+            "its own; attach the optimizer itself"
+        )
     for outcome in resolved._outcomes:
         for key in (key for decision in outcome.decisions for key, _ in decision.options):
             if key not in optimizer.defaults:

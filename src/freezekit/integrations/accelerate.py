@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import (  # type: ignore[import-untyped]
+    DistributedDataParallelKwargs,
+    DistributedType,
+)
 
 from .._apply import AppliedPlan
 from ..errors import FreezekitError
@@ -25,8 +28,8 @@ def prepare(
     """Stands in for `accelerator.prepare(*objects)` for a model that a plan is applied to.
 
     All that the plan ever trains is trainable while the model is wrapped, DDP gets the
-    `find_unused_parameters` that the plan needs, and the plan's state becomes part of
-    `accelerator.save_state` and `load_state`.
+    `find_unused_parameters` that the plan needs, the optimizers of the model are attached, and the
+    plan's state becomes part of `accelerator.save_state` and `load_state`.
 
     Args:
         accelerator: the accelerator.
@@ -39,7 +42,7 @@ def prepare(
     Raises:
         FreezekitError: none of the objects is the model, the accelerator was told to build DDP in a
             way that does not go along with the plan, it uses DeepSpeed and the plan changes what
-            trains, or the plan was released.
+            trains, an optimizer cannot be attached, or the plan was released.
 
     Example:
         >>> import torch
@@ -69,6 +72,7 @@ def prepare(
             "use DDP or FSDP"
         )
     with _finds_unused(accelerator, changes), applied._all_trainable():
+        applied.attach(*_optimizers(applied, objects))
         result = accelerator.prepare(*objects)
     prepared = (result,) if len(objects) == 1 else result
     for before, after, is_part in zip(objects, prepared, parts, strict=True):
@@ -77,6 +81,17 @@ def prepare(
     if not any(each is applied for each in accelerator._custom_objects):
         accelerator.register_for_checkpointing(applied)
     return result
+
+
+def _optimizers(applied: AppliedPlan, objects: Iterable[object]) -> list[torch.optim.Optimizer]:
+    """Returns the optimizers among some objects that train the model."""
+    own = {id(applied._writer.find(row)) for row in range(len(applied.resolved.rows))}
+    return [
+        each
+        for each in objects
+        if isinstance(each, torch.optim.Optimizer)
+        and any(id(p) in own for group in each.param_groups for p in group["params"])
+    ]
 
 
 @contextmanager

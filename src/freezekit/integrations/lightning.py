@@ -24,7 +24,9 @@ from .distributed import register
 
 __all__ = ["FreezeCallback", "applied_to"]
 
-_EARLY = "layers that setup() or configure_model() build come after the plan; build them in __init__"
+_EARLY = (
+    "layers that setup() or configure_model() build come after the plan; build them in __init__"
+)
 
 
 class FreezeCallback(Callback):
@@ -73,6 +75,7 @@ class FreezeCallback(Callback):
         on_freeze: Literal["keep", "drop"] = "keep",
         guard: bool = False,
     ) -> None:
+        """Takes the plan; nothing is applied before a fit."""
         if not isinstance(plan, FreezePlan):
             raise PlanError(f"FreezeCallback takes a FreezePlan, got {type(plan).__name__}")
         self.plan = plan
@@ -99,10 +102,12 @@ class FreezeCallback(Callback):
         self._is_fresh = False
 
     def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the plan and the settings, and nothing of a fit."""
         kept = ("plan", "_module", "_settings", "_guard")
         return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begins in no fit."""
         vars(self).update(state)
         self._idle({})
 
@@ -183,7 +188,9 @@ class FreezeCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there are new metrics."""
-        self._is_fresh |= not trainer.sanity_checking
+        if not trainer.sanity_checking:
+            self._is_fresh = True
+            self._measured = self._metrics()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there are new metrics, where nothing validates."""
@@ -202,6 +209,7 @@ class FreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Gives the model back as it was."""
+        self._is_fresh = False  # To read metrics may wait for ranks that did not fail.
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,7 +245,6 @@ class FreezeCallback(Callback):
         """Releases the plan, if it is applied, and keeps its state."""
         if self._applied is not None:
             trainer, state = self._trainer, self.state_dict()
-            self._guarded.pop_all()
             self._union.close()
             self._applied.release()
             self._idle(state)
@@ -260,7 +267,7 @@ class FreezeCallback(Callback):
         if not self._is_fresh or self._trainer is None or not self.applied.resolved.metrics:
             return self._measured
         known = self._trainer.callback_metrics
-        return {name: float(value) for name, value in known.items() if value.numel() == 1}
+        return self._measured | {n: float(each) for n, each in known.items() if each.numel() == 1}
 
     def _take(self) -> dict[str, float] | None:
         """Returns what was measured, once; None where there is nothing new."""
@@ -279,6 +286,7 @@ def applied_to(module: LightningModule) -> AppliedPlan:
 
     Raises:
         FreezekitError: its Trainer has no `FreezeCallback`, or no fit is under way.
+        RuntimeError: it has no Trainer, as Lightning says.
 
     Example:
         >>> import torch
