@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from .._apply import AppliedPlan
+from .._sharding import FLAT, problem
 from ..errors import FreezekitError
 
 __all__ = ["all_trainable", "ddp", "register"]
@@ -100,6 +101,9 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
     applied._check_live()
     if not isinstance(wrapper, torch.nn.Module):
         raise FreezekitError(f"register takes a module, got {type(wrapper).__name__}")
+    flat = [n for n, _ in wrapper.named_parameters() if n.rpartition(".")[2] == FLAT]
+    if flat:
+        raise FreezekitError(f"register: {problem(flat[0])}")
     inside = [m for m in wrapper.modules() if isinstance(m, DistributedDataParallel)]
     for each in inside:
         applied._register(each)
