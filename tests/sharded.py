@@ -1,6 +1,8 @@
 """The shared training with the model sharded over the ranks, and what is asked about it there."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from engines import (
@@ -25,7 +27,12 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan
-from freezekit.integrations.distributed import register
+from freezekit.integrations.distributed import (
+    ddp,
+    load_checkpoint,
+    register,
+    save_checkpoint,
+)
 
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
@@ -129,10 +136,10 @@ LAYOUTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-def trained_and_asked() -> tuple[dict[str, tuple[list[Step], float]], dict[str, object]]:
+def trained_and_asked(folder: str) -> tuple[Any, ...]:
     """Returns all that is found out in one of several ranks: they take long to start."""
     torch.distributed.init_process_group("gloo")
-    return all_layouts(), asked()
+    return all_layouts(), asked(), kept(folder)
 
 
 def all_layouts() -> dict[str, tuple[list[Step], float]]:
@@ -140,14 +147,14 @@ def all_layouts() -> dict[str, tuple[list[Step], float]]:
 
     Returns, for each, its course and how far that is from the course under DDP.
     """
-    ddp = plain(torch.distributed.get_rank(), 2)
+    whole_course = plain(torch.distributed.get_rank(), 2)
     courses = {}
     for layout, shard in LAYOUTS.items():
         applied = PLAN.apply(bare := Net())
         courses[f"{layout}, plan first"] = train(bare, applied, shard(bare))
         applied = PLAN.apply(wrapped := shard(bare := Net()))
         courses[f"{layout}, plan second"] = train(bare, applied, wrapped)
-    apart = {name: furthest(steps, ddp) for name, steps in courses.items()}
+    apart = {name: furthest(steps, whole_course) for name, steps in courses.items()}
     applied = PLAN.apply(bare := Net())
     name = "fsdp2 in bfloat16, plan first"
     courses[name] = train(bare, applied, by_block(bare, HALF))
@@ -176,6 +183,83 @@ def asked() -> dict[str, object]:
         attempt(f"{layout}: window", lambda shard=shard: _in_a_window(shard))
         attempt(f"{layout}: release", lambda shard=shard: _released(shard))
     return said
+
+
+REOPENING = (
+    FreezePlan()
+    .freeze("**")
+    .unfreeze("head")
+    .unfreeze("blocks[-1]", lr_mult=0.5, at_epoch=1, until_epoch=2)
+    .unfreeze("blocks[-1]", "stem", at_epoch=3)
+)
+"""A block closes and opens again, with its moments; what opens beside it has none yet."""
+
+SAVED = {"after epoch 1": 1, "after epoch 2": 2, "before the first step of epoch 3": 3}
+
+
+def kept(folder: str) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Trains without a stop and saves on the way; returns the weights after each epoch."""
+    return {
+        name: _through(_Run(shard), range(EPOCHS), Path(folder) / name)
+        for name, shard in RESUMED.items()
+    }
+
+
+def resumed(folder: str) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Goes on from each checkpoint, in other processes than those that saved."""
+    torch.distributed.init_process_group("gloo")
+    found = {}
+    for name, shard in RESUMED.items():
+        for moment, epoch in SAVED.items():
+            run = _Run(shard)
+            path = Path(folder) / name / moment
+            load_checkpoint(path, run.applied, run.wrapped, run.optimizer, run.others)
+            rest = range(epoch + moment.startswith("after"), EPOCHS)
+            found[f"{name}, {moment}"] = _through(run, rest, None)
+    return found
+
+
+RESUMED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "fsdp2": by_block,
+    "ddp": nn.parallel.DistributedDataParallel,
+}
+
+
+class _Run:
+    """What one training consists of."""
+
+    def __init__(self, shard: Callable[[nn.Module], nn.Module]) -> None:
+        """Builds it, the same each time."""
+        self.applied = REOPENING.apply(model := Net())
+        if shard is nn.parallel.DistributedDataParallel:
+            self.wrapped: nn.Module = ddp(self.applied, model)
+        else:
+            self.wrapped = shard(model)
+        self.optimizer = self.applied.optimizer(torch.optim.AdamW, lr=LR)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, decay)
+        self.others = {"scheduler": scheduler}
+
+    def save(self, folder: Path | None, moment: str) -> None:
+        """Saves it, if this is a moment to do so."""
+        if folder is not None and moment in SAVED:
+            path = folder / moment
+            save_checkpoint(path, self.applied, self.wrapped, self.optimizer, self.others)
+
+
+def _through(run: _Run, epochs: range, folder: Path | None) -> list[dict[str, torch.Tensor]]:
+    """Trains through some epochs; returns the weights after each."""
+    rank, weights = torch.distributed.get_rank(), []
+    for epoch in epochs:
+        run.applied.advance(epoch=epoch)
+        run.save(folder, f"before the first step of epoch {epoch}")
+        for batch in batches(rank, 2):
+            run.wrapped(**batch)["loss"].backward()
+            run.optimizer.step()
+            run.others["scheduler"].step()
+            run.optimizer.zero_grad()
+        run.save(folder, f"after epoch {epoch}")
+        weights.append({n: whole(each) for n, each in run.wrapped.named_parameters()})
+    return weights
 
 
 Attempt = Callable[[str, Callable[[], object]], None]
@@ -215,6 +299,8 @@ def _ask_about_flat_parameters(attempt: Attempt) -> None:
     applied = FreezePlan().no_decay().apply(model)
     later = flattened_whole(model, original=False)
     attempt("flat: register", lambda: register(applied, later))
+    attempt("fsdp1: save", lambda: save_checkpoint("", applied, later, []))
+    attempt("fsdp1: load", lambda: load_checkpoint("", applied, later, []))
 
 
 def _in_a_window(shard: Callable[[nn.Module], nn.Module]) -> tuple[bool, ...]:

@@ -498,18 +498,21 @@ class AppliedPlan:
         return [row for row, each in enumerate(self.resolved._outcome_ids) if found[each]]
 
     @contextmanager
-    def _all_trainable(self) -> Iterator[None]:
-        """Lets all that ever trains train within the block, for what asks once what trains."""
+    def _training(self, rows: Iterable[int]) -> Iterator[None]:
+        """Lets exactly these train within the block, for what asks once what trains."""
         self._check_live()
         self._writer.reshard()
-        rows = [r for r in self._trained(any) if not self._writer.parameter(r).requires_grad]
-        self._writer.carry_out(_NOTHING._replace(unfreeze=rows))
+        wanted, find = set(rows), self._writer.parameter
+        flags = [find(row).requires_grad for row in range(len(self.resolved._tree.names))]
+        opened = [row for row in sorted(wanted) if not flags[row]]
+        closed = [row for row, trains in enumerate(flags) if trains and row not in wanted]
+        self._writer.carry_out(_NOTHING._replace(freeze=closed, unfreeze=opened))
         try:
             yield
         finally:
             if not self._released:
                 self._writer.reshard()
-                self._writer.carry_out(_NOTHING._replace(freeze=rows))
+                self._writer.carry_out(_NOTHING._replace(freeze=opened, unfreeze=closed))
 
     def _narrow_guards(self) -> None:
         """Takes what is not frozen any more out of every guard."""
