@@ -36,7 +36,7 @@ README = (ROOT / "README.md").read_text()
 # Each module imports only from the tiers before its own.
 TIERS = (
     {"errors"},
-    {"_digest", "_findings", "_glob", "_gradients", "_verbs"},
+    {"_digest", "_findings", "_glob", "_gradients", "_sharding", "_verbs"},
     {"_automaton", "_guard"},
     {"_execution", "_names", "_rules", "_suggest"},
     {"_layering", "_matches", "_shape", "_sync"},

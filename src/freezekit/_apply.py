@@ -29,6 +29,7 @@ from ._resolved import Phase, ResolvedPlan
 from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows
 from ._rules import is_real, whole_number
+from ._sharding import ask_again, is_dtensor
 from ._steps import Base
 from ._sync import Sync
 from ._writer import Change, Writer, check_writable
@@ -167,6 +168,7 @@ class AppliedPlan:
         self._tick(now)
 
     def _enter(self, phase: Phase, now: int, *, may_wait: bool) -> None:
+        self._writer.reshard()
         change = self._writer.change(self.phase.index, phase.index)
         self._writer.check(change)
         if may_wait:
@@ -182,16 +184,22 @@ class AppliedPlan:
             self._writer.carry_out(change._replace(unfreeze=(), let_go=()))
             self._waiting = change._replace(freeze=(), hold=())
         else:
-            self._writer.carry_out(change)
+            self._carry_out(change)
             self._waiting = _NOTHING
         self.phase = phase
         self._set_up(now)
         self._narrow_guards()
 
+    def _carry_out(self, change: Change) -> None:
+        self._writer.carry_out(change)
+        if change.unfreeze and is_dtensor(self._writer.parameter(change.unfreeze[0])):
+            ask_again(self._modules)
+
     def _stepped(self) -> None:
         """Opens what waited for the end of an accumulation window, if it has ended."""
         if self._waiting is not _NOTHING and not self._steps.gathers():
-            self._writer.carry_out(self._waiting)
+            self._writer.reshard()
+            self._carry_out(self._waiting)
             self._waiting = _NOTHING
             self._refresh()
             self._narrow_guards()
@@ -242,6 +250,7 @@ class AppliedPlan:
     ) -> list[dict[str, Any]]:
         """Builds the groups for what ever trains among some rows; see `group_rules`."""
         self._check_live()
+        self._writer.reshard()
         self._writer.check_whole()
         if not (is_real(lr) and lr > 0):
             raise PlanError(f"param_groups: lr must be a positive finite number, got {lr!r}")
@@ -312,6 +321,7 @@ class AppliedPlan:
                 parameters that the plan changes at different times, or the plan was released.
         """
         self._check_live()
+        self._writer.reshard()
         self._writer.check_whole()
         self._steps.attach(optimizers)
         self._refresh()
@@ -476,10 +486,12 @@ class AppliedPlan:
 
     def _check_synchronized(self, rows: Iterable[int]) -> None:
         """Raises if nothing is known to average the gradients of these between the ranks."""
+        self._writer.reshard()
         self._sync.check([(self.resolved._tree.names[r], self._writer.parameter(r)) for r in rows])
 
     def _register(self, wrapper: DistributedDataParallel) -> None:
         """Notes what averages the gradients; see `Sync.register`."""
+        self._writer.reshard()
         names, find = self.resolved._tree.names, self._writer.parameter
         trained = [(names[row], find(row)) for row in self._trained(any)]
         always = set(self._trained(all))
@@ -493,16 +505,21 @@ class AppliedPlan:
         return [row for row, each in enumerate(self.resolved._outcome_ids) if found[each]]
 
     @contextmanager
-    def _all_trainable(self) -> Iterator[None]:
-        """Lets all that ever trains train within the block, for what asks once what trains."""
+    def _training(self, rows: Iterable[int]) -> Iterator[None]:
+        """Lets exactly these train within the block, for what asks once what trains."""
         self._check_live()
-        rows = [r for r in self._trained(any) if not self._writer.parameter(r).requires_grad]
-        self._writer.carry_out(_NOTHING._replace(unfreeze=rows))
+        self._writer.reshard()
+        wanted, find = set(rows), self._writer.parameter
+        flags = [find(row).requires_grad for row in range(len(self.resolved._tree.names))]
+        opened = [row for row in sorted(wanted) if not flags[row]]
+        closed = [row for row, trains in enumerate(flags) if trains and row not in wanted]
+        self._writer.carry_out(_NOTHING._replace(freeze=closed, unfreeze=opened))
         try:
             yield
         finally:
             if not self._released:
-                self._writer.carry_out(_NOTHING._replace(freeze=rows))
+                self._writer.reshard()
+                self._writer.carry_out(_NOTHING._replace(freeze=opened, unfreeze=closed))
 
     def _narrow_guards(self) -> None:
         """Takes what is not frozen any more out of every guard."""
@@ -517,6 +534,7 @@ class AppliedPlan:
         """Returns the tensors that are frozen now: parameters, and buffers of held modules."""
         if self._released:
             return {}
+        self._writer.reshard()
         resolved = self.resolved
         live = set(self._waiting.unfreeze)
         found: dict[str, torch.Tensor] = {}
@@ -601,6 +619,7 @@ def apply(
     for problem in untrained(resolved):
         raise problem
     applied = AppliedPlan(resolved, walked, drops=on_freeze == "drop")
+    applied._writer.reshard()
     for row, name in enumerate(resolved._tree.names):
         check_writable(name, applied._writer.parameter(row))
     for module in model.modules():

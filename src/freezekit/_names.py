@@ -4,6 +4,7 @@ The walk carries a plan's automaton down with it and reads names, classes, shape
 writes nothing and keeps no tensor.
 """
 
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ._automaton import Automaton, Reached, State
 from ._glob import class_name
+from ._sharding import is_flattened, may_be_sharded, own_shapes
 
 MARK = "_freezekit"
 """Where the modules of an applied model keep the flags they had before: in their `__dict__`."""
@@ -74,6 +76,7 @@ class Tree:
         spelled: names that spell parametrized tensors, with the rows' name prefix.
         shared_accepts: accept ids met under second names of shared modules with buffers.
         shared: for each further place of a shared module, the row above and its own.
+        cut: names of the parameters of which only a flattened part is known.
     """
 
     def __init__(self) -> None:
@@ -95,6 +98,7 @@ class Tree:
         self.spelled: dict[str, str] = {}
         self.shared_accepts: set[int] = set()
         self.shared: list[tuple[int, int]] = []
+        self.cut: list[str] = []
 
     def bare(self) -> list[int]:
         """Returns the rows of modules with buffers and no parameter at or below them."""
@@ -125,6 +129,13 @@ def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     while inner := _wrapped_name(type(module)):
         module = getattr(module, inner)
     return module
+
+
+def wrappers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yields torch's wrappers around a module, outermost first."""
+    while inner := _wrapped_name(type(module)):
+        yield module
+        module = getattr(module, inner)
 
 
 def _wrapped_name(cls: type) -> str | None:
@@ -159,6 +170,7 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
     shared: list[_Shared] = []
     seen: set[int] = set()
     plain: set[type] = set()
+    wrapped = [*wrappers(model)]
     spelled: dict[int, int] = {}
     add_module, add_parameter, add_name = modules.append, parameters.append, tree.names.append
     add_accept, add_owner = tree.accepts.append, tree.owners.append
@@ -203,6 +215,7 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
                 continue
             cls = type(child)
             if cls not in plain:
+                wrapped.extend(wrappers(child))
                 child = unwrap(child)
                 cls = type(child)
                 plain.add(cls)
@@ -218,6 +231,8 @@ def walk(model: torch.nn.Module, automaton: Automaton) -> Walk:
     visit(root, "", -1, automaton.start(type(root)))
     _read_modules(tree, modules)
     _read_parameters(tree, parameters, automaton)
+    if wrapped or may_be_sharded():
+        _unflatten(tree, parameters, wrapped)
     rows = {id(parameter): row for row, parameter in enumerate(parameters)} if shared else {}
     if shared:
         module_rows = {id(module): row for row, module in enumerate(modules)}
@@ -296,6 +311,20 @@ def _read_parameters(
         tree.shapes = [shapes.setdefault(shape, shape) for shape in map(_SHAPE, parameters)]
     except RuntimeError:
         tree.shapes = [None if is_lazy(p) else p.shape for p in parameters]
+
+
+def _unflatten(
+    tree: Tree, parameters: list[torch.nn.Parameter], wrapped: Iterable[torch.nn.Module]
+) -> None:
+    """Gives flattened parameters the shapes they have in the model."""
+    shapes = dict(own_shapes(wrapped))
+    for row, parameter in enumerate(parameters):
+        if is_flattened(parameter):
+            shape = shapes.get(id(parameter))
+            if shape is None:
+                tree.cut.append(tree.names[row])
+            else:
+                tree.shapes[row] = shape
 
 
 def _split_tied(tree: Tree, parameters: list[torch.nn.Parameter]) -> None:

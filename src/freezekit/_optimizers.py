@@ -10,7 +10,9 @@ from ._cascade import Decision, Outcome
 from ._resolved import Phase, ResolvedPlan
 from ._resume import by_name
 from ._rows import RowKeeper, check_whole, frozen_rows
+from ._sharding import is_flattened
 from ._steps import Base, Ramp, StandIn, StepHooks, changes, ramp, stand_ins, stepped
+from ._sync import on_any_rank
 from ._verbs import did_you_mean
 from ._writer import Writer
 from .errors import FreezekitError
@@ -293,8 +295,13 @@ class Optimizers:
         return found
 
     def gathers(self) -> bool:
-        """Returns whether gradients are gathered that no step has used yet."""
-        return any(hooks.has_gradients() for hooks in self.attached)
+        """Returns whether gradients are gathered that no step has used yet, on any rank."""
+        found = any(hooks.has_gradients() for hooks in self.attached)
+        held = (p for each in self.all for group in each.param_groups for p in group["params"])
+        first = next(held, None)
+        if first is None or not is_flattened(first):
+            return found
+        return on_any_rank(found, first.device)  # This rank may hold no part of what has some.
 
     def drop(self) -> None:
         """Drops the state of what is frozen, if that is wanted."""

@@ -16,6 +16,7 @@ from ._names import MARK, Tree, Walk, is_bias, walk
 from ._plan import FreezePlan
 from ._resolved import Placement, ResolvedPlan
 from ._rules import parse_rows
+from ._sharding import problem
 from ._timeline import Entry, timeline
 from ._verbs import counted
 from .errors import PlanError
@@ -48,6 +49,8 @@ def bind(
     automaton = plan._automaton
     walked = walk(model, automaton)
     tree = walked.tree
+    if tree.cut:
+        raise PlanError(problem(tree.cut[0]))
     required = [not rule.missing_ok for rule in plan.rules for _ in rule.patterns]
     check_matches(automaton, walked, required)
     _recall_flags(walked)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ._cascade import Decision
 from ._rules import parse_rows
+from ._sharding import is_sharded
 from .errors import FreezekitError
 
 Index: TypeAlias = slice | list[int]
@@ -105,7 +106,7 @@ class RowKeeper:
 
 def check_whole(name: str, parameter: torch.nn.Parameter, count: int) -> None:
     """Raises where a tensor does not have all its rows here: it is sharded, or resized."""
-    if hasattr(parameter, "to_local") or len(parameter) != count:
+    if is_sharded(parameter) or len(parameter) != count:
         raise FreezekitError(
             f"rows of {name!r} cannot be kept: it had {count} rows when the plan was applied and "
             "is sharded or resized now; unfreeze the whole tensor instead"

@@ -8,6 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._sharding import is_sharded
 from ._verbs import counted
 from .errors import FreezekitError
 
@@ -24,6 +25,15 @@ def several_ranks() -> bool:
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
     return distributed.get_world_size() > 1
+
+
+def on_any_rank(here: bool, device: torch.device) -> bool:
+    """Returns whether something holds on any rank; every rank must ask at the same moment."""
+    if not several_ranks():
+        return here
+    said = torch.tensor(here, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+    return bool(said)
 
 
 class Sync:
@@ -93,9 +103,7 @@ class Sync:
         )
 
     def _averages(self, tensor: torch.Tensor) -> bool:
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
             return True
         return any(_in(tensor, known) for known in self._known.values())
 

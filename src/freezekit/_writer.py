@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ._names import MARK, unwrap
 from ._resolved import ResolvedPlan
+from ._sharding import reshard
 from .errors import FreezekitError
 
 
@@ -261,6 +262,7 @@ class Writer:
 
     def release(self) -> None:
         """Gives the model back as it was; passes over what is gone meanwhile."""
+        self.reshard()
         resolved = self._resolved
         ruled = [any(d.decided for d in outcome.decisions) for outcome in resolved._outcomes]
         for row, outcome in enumerate(resolved._outcome_ids):
@@ -270,6 +272,10 @@ class Writer:
         self._let_go_special(range(len(self.modules)), restore=True)
         for module in self.modules:
             module.__dict__.pop(MARK, None)
+
+    def reshard(self) -> None:
+        """Makes sure that the parameters found are those that stay."""
+        reshard(self.modules)
 
     def find(self, row: int) -> torch.nn.Parameter | None:
         """Finds a parameter by module and name."""

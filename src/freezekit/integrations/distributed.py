@@ -7,18 +7,28 @@ ever trains must be trainable at that moment, and frozen afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from .._apply import AppliedPlan
+from .._sharding import FLAT, problem
 from ..errors import FreezekitError
 
-__all__ = ["all_trainable", "ddp", "register"]
+__all__ = ["all_trainable", "ddp", "load_checkpoint", "register", "save_checkpoint"]
 
 
 def ddp(
@@ -69,7 +79,7 @@ def ddp(
             "ddp: with find_unused_parameters=False DDP waits for the gradients of parameters "
             "that the plan freezes meanwhile; leave it out"
         )
-    with applied._all_trainable():
+    with applied._training(applied._trained(any)):
         wrapper = DistributedDataParallel(model, **({"find_unused_parameters": changes} | options))
     register(applied, wrapper)
     return wrapper
@@ -100,6 +110,9 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
     applied._check_live()
     if not isinstance(wrapper, torch.nn.Module):
         raise FreezekitError(f"register takes a module, got {type(wrapper).__name__}")
+    flat = [n for n, _ in wrapper.named_parameters() if n.rpartition(".")[2] == FLAT]
+    if flat:
+        raise FreezekitError(f"register: {problem(flat[0])}")
     inside = [m for m in wrapper.modules() if isinstance(m, DistributedDataParallel)]
     for each in inside:
         applied._register(each)
@@ -127,5 +140,137 @@ def all_trainable(applied: AppliedPlan) -> Iterator[None]:
         ...     print(model[0].weight.requires_grad)
         True
     """
-    with applied._all_trainable():
+    with applied._training(applied._trained(any)):
         yield
+
+
+def save_checkpoint(
+    target: str | os.PathLike[str] | StorageWriter,
+    applied: AppliedPlan,
+    model: torch.nn.Module,
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    others: Mapping[str, Stateful] | None = None,
+) -> None:
+    """Saves a run through `torch.distributed.checkpoint`; every rank must call it.
+
+    Args:
+        target: a folder, or a writer for another kind of storage.
+        applied: the plan.
+        model: the model as it trains: sharded or wrapped.
+        optimizers: those that train it.
+        others: whatever else has `state_dict` and `load_state_dict`, such as LR schedulers.
+
+    Raises:
+        FreezekitError: the plan was released, one of the others has the name of a part, or the
+            model is in `FullyShardedDataParallel`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from freezekit import FreezePlan
+        >>> from freezekit.integrations.distributed import save_checkpoint
+        >>> torch.distributed.init_process_group(
+        ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> applied = FreezePlan().freeze("[0]").apply(model)
+        >>> optimizer = applied.optimizer(torch.optim.AdamW, lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(folder, applied, model, optimizer)
+        >>> torch.distributed.destroy_process_group()
+    """
+    _check_gathers(model)
+    own, kept = get_state_dict(model, optimizers)
+    state = _parts(others) | {"plan": applied, "model": own, "optimizer": kept}
+    save(state, storage_writer=_storage(target, FileSystemWriter))
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str] | StorageReader,
+    applied: AppliedPlan,
+    model: torch.nn.Module,
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    others: Mapping[str, Stateful] | None = None,
+) -> None:
+    """Loads what `save_checkpoint` saved; every rank must call it.
+
+    The plan comes first: it puts the model into the phase it was saved in. Torch leaves out the
+    optimizer state of what is frozen and misses that of what never trained, so for the time of
+    loading exactly that trains which has some.
+
+    Args:
+        source: a folder, or a reader for another kind of storage.
+        applied: the plan, on a model of the same architecture; the number of ranks may differ.
+        model: the model as it trains: sharded or wrapped.
+        optimizers: fresh ones, attached to the plan.
+        others: whatever else was saved.
+
+    Raises:
+        FreezekitError: the state is of another plan, the plan was released, or the model is in
+            `FullyShardedDataParallel`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from freezekit import FreezePlan
+        >>> from freezekit.integrations.distributed import load_checkpoint, save_checkpoint
+        >>> torch.distributed.init_process_group(
+        ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> applied = FreezePlan().freeze("[0]").unfreeze("[0]", at_epoch=1).apply(model)
+        >>> optimizer = applied.optimizer(torch.optim.AdamW, lr=0.1)
+        >>> applied.advance(epoch=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(folder, applied, model, optimizer)
+        ...     applied.advance(epoch=0)
+        ...     load_checkpoint(folder, applied, model, optimizer)
+        >>> model[0].weight.requires_grad
+        True
+        >>> torch.distributed.destroy_process_group()
+    """
+    _check_gathers(model)
+    rest = _parts(others)
+    reader = _storage(source, FileSystemReader)
+    load({"plan": applied}, storage_reader=reader)
+    with applied._training(_with_state(applied, reader.read_metadata())):
+        own, kept = get_state_dict(model, optimizers)
+        state: dict[str, Any] = {"model": own, "optimizer": kept}
+        load(state, storage_reader=reader)
+        set_state_dict(
+            model,
+            optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+    if rest:
+        load(rest, storage_reader=reader)
+
+
+def _check_gathers(model: torch.nn.Module) -> None:
+    """Raises where torch cannot gather the optimizer state of a model that is partly frozen."""
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise FreezekitError(
+            "FullyShardedDataParallel gathers optimizer state only of what has trained as a whole; "
+            "shard with fully_shard, or keep optimizer.state_dict() of each rank with torch.save"
+        )
+
+
+def _parts(others: Mapping[str, Stateful] | None) -> dict[str, Any]:
+    """Returns what else is in a checkpoint."""
+    taken = {"plan", "model", "optimizer"}.intersection(others or ())
+    if taken:
+        raise FreezekitError(f"others: the name {min(taken)!r} is taken by the checkpoint itself")
+    return dict(others or {})
+
+
+def _storage(place: Any, files: Callable[..., Any]) -> Any:  # noqa: ANN401
+    """Returns a folder as storage; what is storage already, as it is."""
+    return files(place) if isinstance(place, str | os.PathLike) else place
+
+
+def _with_state(applied: AppliedPlan, saved: Metadata) -> list[int]:
+    """Returns the rows of the parameters that have optimizer state in a checkpoint."""
+    rows = {name: row for row, name in enumerate(applied.resolved._tree.names)}
+    start = "optimizer.state."
+    keys = [key[len(start) :] for key in saved.state_dict_metadata if key.startswith(start)]
+    paths = {path for key in keys for path in accumulate(key.split("."), "{}.{}".format)}
+    return [rows[path] for path in paths if path in rows]
