@@ -15,7 +15,7 @@ from accelerate.utils import (  # type: ignore[import-untyped]
 
 from .._apply import AppliedPlan
 from ..errors import FreezekitError
-from .distributed import register
+from .distributed import all_trainable, register
 
 __all__ = ["prepare"]
 
@@ -71,7 +71,7 @@ def prepare(
             "prepare: DeepSpeed asks once what trains, and this plan changes it during training; "
             "use DDP or FSDP"
         )
-    with _finds_unused(accelerator, changes), applied._all_trainable():
+    with _finds_unused(accelerator, changes), all_trainable(applied):
         applied.attach(*_optimizers(applied, objects))
         result = accelerator.prepare(*objects)
     prepared = (result,) if len(objects) == 1 else result

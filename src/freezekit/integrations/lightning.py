@@ -20,7 +20,7 @@ from .._apply import AppliedPlan
 from .._plan import FreezePlan
 from .._verbs import counted
 from ..errors import FreezekitError, PlanError
-from .distributed import register
+from .distributed import all_trainable, register
 
 __all__ = ["FreezeCallback", "applied_to"]
 
@@ -139,7 +139,7 @@ class FreezeCallback(Callback):
                 error.add_note(_EARLY)
             raise
         self._applied, self._trainer, self._pending = applied, trainer, before or None
-        self._union.enter_context(applied._all_trainable())
+        self._union.enter_context(all_trainable(applied))
         changes = applied._trained(any) != applied._trained(all)
         if changes and isinstance(trainer.strategy, DeepSpeedStrategy):
             raise FreezekitError(
