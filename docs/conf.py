@@ -15,12 +15,13 @@ default_role = "code"
 exclude_patterns = ["_build"]
 nitpicky = True
 # Names without a place in the reference: the keywords of the verbs, which `Rule` describes in
-# prose, a type variable, and the nodes of a summary.
+# prose, a type variable, the nodes of a summary, and classes of engines that publish no inventory.
 nitpick_ignore_regex = [
     ("py:class", r"typing_extensions\.Unpack"),
     ("py:class", r"freezekit\._\w+\.\w*Properties"),
     ("py:class", r"freezekit\._\w+\.OptimizerT"),
     ("py:class", r"freezekit\._\w+\.Block"),
+    ("py:class", r"(accelerate|lightning)\..*"),
 ]
 add_module_names = False
 html_theme = "furo"

@@ -98,6 +98,23 @@ def prepared_by_hand() -> list[str]:
     return said
 
 
+def accumulated(rank: int, ranks: int) -> dict[str, torch.Tensor]:
+    """Returns the weights after windows: something opens within one and closes between two."""
+    AcceleratorState._reset_state()
+    plan = FreezePlan().freeze("stem", until_step=4).freeze("blocks[0]", at_step=6)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    applied = plan.apply(bare := Net())
+    own = applied.optimizer(torch.optim.AdamW, lr=LR)
+    model, optimizer = prepare(accelerator, applied, bare, own)
+    for number, batch in enumerate(batch for _ in range(3) for batch in batches(rank, ranks)):
+        with accelerator.accumulate(model):
+            applied.advance(step=number)
+            accelerator.backward(model(**batch)["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+    return {name: each.detach() for name, each in bare.named_parameters()}
+
+
 def in_ranks() -> dict[str, Any]:
     """Trains in one of several processes; also what each way to step the scheduler leads to."""
     run = Run()
@@ -118,6 +135,7 @@ def in_ranks() -> dict[str, Any]:
     return {
         "steps": steps,
         "by hand": prepared_by_hand(),
+        "accumulated": accumulated(run.accelerator.process_index, 2),
         "wrapped": wrapped,
         "rates": rates,
         "handler": run.accelerator.ddp_handler,
@@ -140,6 +158,14 @@ def test_two_ranks_train_all_phases_as_one_process_does(ranks: list[dict[str, An
     check_same_course(first["steps"], alone)
     check_same_course(second["steps"], alone)
     assert first["handler"] is None
+
+
+def test_two_ranks_agree_on_accumulated_windows(ranks: list[dict[str, Any]]) -> None:
+    """What is due to open within a window opens at its end in both ranks, as in one process."""
+    first, second = (each["accumulated"] for each in ranks)
+    for name, weight in accumulated(0, 1).items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], weight, rtol=0, atol=1e-5), name
 
 
 def test_a_prepared_scheduler_steps_once_per_process(ranks: list[dict[str, Any]]) -> None:

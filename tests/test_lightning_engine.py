@@ -306,7 +306,7 @@ class Waits(Lit):
     measured = (1.0, 0.5, 0.6, 0.4, 0.3)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
-        value = 9.0 if self.trainer.sanity_checking else self.measured[self.current_epoch]
+        value = 0.1 if self.trainer.sanity_checking else self.measured[self.current_epoch]
         self.log("val_loss", value, batch_size=8)
 
 
@@ -350,6 +350,35 @@ def test_a_metric_opens_once_and_so_after_a_resume(
         resumed = run(f"resumed {epoch}", tmp_path / "whole" / f"epoch={epoch}.ckpt")
         assert len(resumed) == (EPOCHS - 1 - epoch) * STEPS_PER_EPOCH
         check_tail(resumed, whole)
+
+
+def test_a_metric_is_not_seen_again_before_it_is_measured_again() -> None:
+    """Where validation is rarer than epochs, nothing is counted twice."""
+
+    class Rare(Waits):
+        measured = (9.0, 0.5, 9.0, 0.4, 9.0)
+
+    record = Record()
+    freeze = FreezeCallback(STALL.freeze("blocks[0]", at_epoch=1), module="model")
+    ours = trainer(freeze, record, check_val_every_n_epoch=2)
+    ours.fit(Rare(), Loader(), VALIDATION)
+    assert not any("stem.weight" in step.trainable for step in record.steps)
+    assert freeze.state_dict()["plan"]["metrics"]["best"] == pytest.approx(0.4)
+
+
+def test_of_several_validations_in_an_epoch_the_last_counts() -> None:
+    """A plan that counts in epochs sees one value per epoch, that of its end."""
+
+    class Often(Waits):
+        def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+            step = self.trainer.global_step
+            self.log("val_loss", 0.1 if step < 3 else 10.0 - step, batch_size=8)
+
+    record = Record()
+    freeze = FreezeCallback(STALL.freeze("blocks[0]", at_epoch=1), module="model")
+    trainer(freeze, record, val_check_interval=1, max_epochs=3).fit(Often(), Loader(), VALIDATION)
+    assert not any("stem.weight" in step.trainable for step in record.steps)
+    assert freeze.state_dict()["plan"]["metrics"]["best"] == 4.0
 
 
 def test_the_learning_rate_monitor_shows_the_groups(tmp_path: Path) -> None:
