@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engines import PLAN, WEIGHT_DECAY, Net, Samples, check_same_course, furthest, plain
+from engines import LR, PLAN, WEIGHT_DECAY, Net, Samples, check_same_course, furthest, plain
 from ranks import run_ranks
 from torch import nn
 from trainer_runs import UNRATED, Decaying, Recorder, Texts, arguments, bert, course, trainer
@@ -189,7 +189,8 @@ def test_a_checkpoint_without_the_callback_is_resumed_by_the_clock(tmp_path: Pat
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     expected = course(plan=UNRATED)[4:]
     assert [step.trainable for step in recorder.steps] == [step.trainable for step in expected]
-    assert resumed.optimizer.state[resumed.model.head.weight]["step"] == len(recorder.steps) + 4
+    opened = resumed.model.blocks[1].linear.weight  # It trained before, as all did.
+    assert resumed.optimizer.state[opened]["step"] == len(recorder.steps) + 4
     saved = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["freezekit"]["applied"]["clock"]["step"] == 6
 
@@ -316,6 +317,9 @@ def test_weight_decay_is_that_of_trainer_where_the_plan_is_silent(tmp_path: Path
             assert other[name] == 0.3
         else:
             assert other[name] == (0.0 if name.startswith("classifier") else decay)
+    decided = trainer(FreezeCallback(PLAN), tmp_path).create_optimizer().param_groups
+    alone = PLAN.apply(Net()).param_groups(lr=LR, weight_decay=WEIGHT_DECAY)
+    assert [group["name"] for group in decided] == [group["name"] for group in alone]
     names = [group["name"] for group in ours.optimizer.param_groups]
     assert len(set(names)) == len(names)
     assert {"bert.embeddings", "bert.embeddings.LayerNorm/no_decay"} <= set(names)
@@ -439,9 +443,12 @@ def test_training_again_begins_with_the_first_phase(tmp_path: Path) -> None:
     made.train()
     made.evaluate()
     made.train()
+    made.args.eval_strategy = "no"
+    made.train()
     counts = [len(step.trainable) for step in recorder.steps]
-    assert counts[:10] == counts[10:]
+    assert counts[:10] == counts[10:20]
     assert counts[0] < counts[9]
+    assert counts[20:] == counts[:1] * 10
 
 
 def _refused(tmp_path: Path, *callbacks: TrainerCallback, **options: Any) -> str:  # noqa: ANN401
@@ -507,6 +514,15 @@ def test_a_callback_that_is_added_late_needs_no_more(tmp_path: Path) -> None:
     made.add_callback(recorder)
     made.train()
     assert furthest(recorder.steps, course(plan=UNRATED, own_groups=False)) == 0.0
+
+
+def test_a_plan_in_epochs_takes_one_measurement_of_each(tmp_path: Path) -> None:
+    """Of evaluations in the midst of epochs, the last before an epoch counts."""
+    freeze = FreezeCallback(MIXED)
+    options = {"num_train_epochs": 5, "eval_strategy": "steps", "eval_steps": 1}
+    more = {"eval_dataset": Texts()}
+    trainer(freeze, tmp_path, model=bert(), more=more, **options).train()
+    assert freeze.applied.state_dict()["metrics"]["fired"] == [2, 4]
 
 
 def test_an_epoch_that_is_cut_short_counts(tmp_path: Path) -> None:
