@@ -20,6 +20,7 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
+import freezekit.integrations.deepspeed
 import freezekit.integrations.distributed
 import freezekit.plot
 import freezekit.recipes
@@ -223,6 +224,7 @@ def public_objects() -> list[tuple[str, object]]:
     """Returns the public names that are not modules, with what they stand for."""
     doors = (
         freezekit,
+        freezekit.integrations.deepspeed,
         freezekit.integrations.distributed,
         freezekit.plot,
         freezekit.recipes,
