@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -851,12 +852,32 @@ def test_fk013_copies_still_held(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert not diagnose(wrap(model))
 
 
-def ten_phases() -> tuple[nn.Sequential, AppliedPlan]:
-    """Returns ten layers, opened one by one from the top."""
-    deep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
-    plan = FreezePlan().freeze("**", "![9]")
-    for number in range(9):
-        plan = plan.unfreeze(f"[{number}]", at_epoch=9 - number)
+class Deep(nn.Sequential):
+    """Layers one after the other, in code that is not torch's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Passes through all."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Scaled(nn.Linear):
+    """A layer in code that is not torch's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps a batch."""
+        return 2 * super().forward(x)
+
+
+def ten_phases(*widths: int, cls: type[nn.Sequential] = Deep) -> tuple[nn.Sequential, AppliedPlan]:
+    """Returns ten layers, or so many, opened one by one from the top."""
+    widths = widths or (2,) * 11
+    deep = cls(*(Scaled(*pair) for pair in pairwise(widths)))
+    top = len(deep) - 1
+    plan = FreezePlan().freeze("**", f"![{top}]")
+    for number in range(top):
+        plan = plan.unfreeze(f"[{number}]", at_epoch=top - number)
     return deep, plan.apply(deep)
 
 
@@ -886,6 +907,31 @@ def test_fk014_counts_by_block() -> None:
     for block in deep:
         block.compile()
     assert not diagnose(applied)
+
+
+@pytest.mark.filterwarnings(COMPILE_IMPORTS)
+def test_fk014_counts_by_code() -> None:
+    """Blocks of different shapes run the same code, and torch limits how often that is compiled."""
+    deep, applied = ten_phases(2, 3, 4, 5, 6)
+    for block in deep:
+        block.compile()
+    finding = only(applied)
+    assert finding.names == ("0", "1", "2", "3")
+    assert finding.what == (
+        "4 modules: 0, 1, 2, 3 are compiled and go through 10 different states, more than the 8 "
+        "that torch.compile compiles the code they share for"
+    )
+    applied.advance(epoch=1)
+    assert not diagnose(applied)
+
+
+@pytest.mark.filterwarnings(COMPILE_IMPORTS)
+def test_fk014_counts_what_is_compiled() -> None:
+    """In place, a container of torch's own is not: what it calls is."""
+    deep, applied = ten_phases(cls=nn.Sequential)
+    deep.compile()
+    assert not diagnose(applied)
+    assert only(applied, torch.compile(deep)).names == ("the model",)
 
 
 def test_fk015_flags_written_by_other_code() -> None:

@@ -21,6 +21,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 import freezekit
 import freezekit.integrations.accelerate
+import freezekit.integrations.deepspeed
 import freezekit.integrations.distributed
 import freezekit.integrations.lightning
 import freezekit.integrations.transformers
@@ -228,6 +229,7 @@ def public_objects() -> list[tuple[str, object]]:
     doors = (
         freezekit,
         freezekit.integrations.accelerate,
+        freezekit.integrations.deepspeed,
         freezekit.integrations.distributed,
         freezekit.integrations.transformers,
         freezekit.integrations.lightning,

@@ -29,7 +29,7 @@ from ._resolved import Phase, ResolvedPlan
 from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows
 from ._rules import is_real, whole_number
-from ._sharding import ask_again, is_dtensor
+from ._sharding import ask_again, is_dtensor, stored
 from ._steps import Base
 from ._sync import Sync
 from ._writer import Change, Writer, check_writable
@@ -543,7 +543,7 @@ class AppliedPlan:
             if not decision.trainable and row not in live:
                 parameter = self._writer.find(row)
                 if parameter is not None:
-                    found[resolved._tree.names[row]] = parameter
+                    found[resolved._tree.names[row]] = stored(parameter)
             elif decision.rows is not None:
                 found |= self._frozen_rows(row, decision)
         held, _ = resolved._held(self.phase.index)

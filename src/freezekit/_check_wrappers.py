@@ -12,6 +12,7 @@ from ._findings import Finding, several
 from ._names import unwrap
 from ._setup import Setup
 from ._sync import covered, known_to
+from ._verbs import counted
 
 
 def checkpointed(setup: Setup) -> Iterator[Finding]:
@@ -151,33 +152,80 @@ def compiled(setup: Setup) -> Iterator[Finding]:
     """FK014: more different phases than torch.compile compiles a module for."""
     if setup.resolved is None:
         return
-    rows = {id(module): row for row, module in enumerate(setup.modules)}
+    frames: dict[object, list[torch.nn.Module]] = {}
     for module in setup.wrapped:
-        if module._compiled_call_impl is None and "_orig_mod" not in module._modules:
-            continue
-        from torch._dynamo import config
+        in_place = module._compiled_call_impl is not None
+        if in_place or "_orig_mod" in module._modules:
+            for frame in _frames(unwrap(module)) if in_place else [unwrap(module)]:
+                frames.setdefault(_code(frame), []).append(frame)
+    if not frames:
+        return
+    from torch._dynamo import config
 
-        states, limit = _states(setup, module), config.recompile_limit
-        if states > limit:
-            path = setup.path(rows[id(unwrap(module))])
+    limit = config.recompile_limit
+    for modules in frames.values():
+        by_phase = [*zip(*(_states(setup, module) for module in modules), strict=True)]
+        states = {state for phase in by_phase for state in phase}
+        if len(states) > limit >= len(set(by_phase[0])):
+            rows = {id(module): row for row, module in enumerate(setup.modules)}
+            paths = tuple(setup.path(rows[id(module)]) for module in modules)
+            what, each = f"{paths[0]} is compiled and goes through", "phases"
+            if len(paths) > 1:
+                what, each = f"{counted(paths, 'module')} are compiled and go through", "states"
             yield Finding(
                 "FK014",
                 "warning",
-                f"{path} is compiled and goes through {states} different phases, more than the "
-                f"{limit} that torch.compile compiles it for",
+                f"{what} {len(states)} different {each}, more than the {limit} that torch.compile "
+                f"compiles {'it' if len(paths) == 1 else 'the code they share'} for",
                 "each phase compiles it once more; past torch._dynamo.config.recompile_limit it "
                 "runs without being compiled, or raises with fullgraph=True",
                 "compile the repeated blocks instead of the whole, raise the limit, or call "
                 "torch._dynamo.reset() when a phase begins",
-                (path,),
+                paths,
             )
 
 
-def _states(setup: Setup, module: torch.nn.Module) -> int:
-    """Returns how many different states of a module there are in the phases still to come."""
+def _frames(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yields what is compiled by itself where a module is compiled in place.
+
+    Torch does not compile the code of its own classes then, only what they call.
+    """
+    if _is_torchs(module):
+        for child in module.children():
+            yield from _frames(unwrap(child))
+    else:
+        yield module
+
+
+def _code(module: torch.nn.Module) -> object:
+    """Returns what the limit is counted for: the code, whichever modules run it."""
+    if _is_torchs(module):
+        return "torch"  # Wrapped, they all run through one function of torch's.
+    return getattr(type(module).forward, "__code__", type(module))
+
+
+def _is_torchs(module: torch.nn.Module) -> bool:
+    return type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _states(setup: Setup, module: torch.nn.Module) -> list[object]:
+    """Returns the state of a module in each of the phases still to come.
+
+    It is what is compiled for: shapes, flags and modes, and whether the input requires gradients.
+    What is registered before a module is taken to feed it.
+    """
     inside = {id(parameter) for parameter in module.parameters()}
-    spots = [spot for spot in setup.spots if id(spot.parameter) in inside]
-    flags = zip(*(setup.phase_flags(spot) for spot in spots), strict=True)
-    modules = {id(each) for each in module.modules()}
-    held = (setup.held(phase) & modules for phase in setup.ahead)
-    return len(set(zip(flags, held, strict=True)))
+    rows = [row for row, spot in enumerate(setup.spots) if id(spot.parameter) in inside]
+    below = {id(each): place for place, each in enumerate(module.modules())}
+    shapes = tuple(tuple(setup.spots[row].parameter.shape) for row in rows)
+    before = [setup.phase_flags(spot) for spot in setup.spots[: rows[0] if rows else 0]]
+    flags = [setup.phase_flags(setup.spots[row]) for row in rows]
+    return [
+        (
+            shapes,
+            tuple(each[at] for each in flags),
+            frozenset(below[key] for key in setup.held(phase) & below.keys()),
+            any(each[at] for each in before),
+        )
+        for at, phase in enumerate(setup.ahead)
+    ]

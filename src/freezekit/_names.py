@@ -316,10 +316,12 @@ def _read_parameters(
 def _unflatten(
     tree: Tree, parameters: list[torch.nn.Parameter], wrapped: Iterable[torch.nn.Module]
 ) -> None:
-    """Gives flattened parameters the shapes they have in the model."""
+    """Gives flattened and emptied parameters the shapes they have in the model."""
     shapes = dict(own_shapes(wrapped))
     for row, parameter in enumerate(parameters):
-        if is_flattened(parameter):
+        if hasattr(parameter, "ds_shape"):  # ZeRO 3
+            tree.shapes[row] = parameter.ds_shape
+        elif is_flattened(parameter):
             shape = shapes.get(id(parameter))
             if shape is None:
                 tree.cut.append(tree.names[row])

@@ -411,6 +411,11 @@ class Optimizers:
 
 def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
     """Raises for what is no optimizer, cannot leave frozen parameters alone, or lacks an option."""
+    if type(optimizer).__module__.startswith("deepspeed.runtime"):
+        raise FreezekitError(
+            f"attach: a {type(optimizer).__name__} steps copies of the parameters; make it with "
+            "freezekit.integrations.deepspeed.initialize, which attaches it"
+        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise FreezekitError(f"attach takes optimizers, got {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS):

@@ -86,6 +86,12 @@ def ask_again(modules: Iterable[torch.nn.Module]) -> None:
                     group._init_mp_dtypes()
 
 
+def stored(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns what this rank keeps of a parameter, of which ZeRO 3 leaves nothing in its place."""
+    part = getattr(parameter, "ds_tensor", None)
+    return part if isinstance(part, torch.Tensor) else parameter
+
+
 def problem(name: str) -> str:
     """Returns why a flattened parameter without a shape of its own cannot be planned for.
 

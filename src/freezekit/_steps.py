@@ -67,6 +67,7 @@ class StepHooks:
         self._used: tuple[torch.Tensor | None, int] = (None, 0)
         self._zero_grad: Any = None
         self._stands_in = False
+        self._asked: Callable[[], bool] | None = None
         self._clears, self._untraced_before, self._untraced_after = map(
             torch.compiler.disable, (self._clear, self._before, self._after)
         )
@@ -75,6 +76,24 @@ class StepHooks:
             optimizer.register_step_post_hook(self._after),
             optimizer.register_state_dict_pre_hook(lambda _: self.put_back()),
         )
+
+    def move(self, gathers: Callable[[], bool]) -> None:
+        """Leaves the steps to another, which calls `before` and `after` around its own.
+
+        Args:
+            gathers: returns whether gradients are gathered, which are not in the optimizer then.
+        """
+        self._asked = gathers
+        for handle in self._handles[:2]:
+            handle.remove()
+
+    def before(self) -> None:
+        """Acts as before a step of the optimizer."""
+        self._before(self.optimizer, (), {})
+
+    def after(self) -> None:
+        """Acts as after a step of the optimizer."""
+        self._after(self.optimizer, (), {})
 
     def remove(self) -> None:
         """Takes the hooks away."""
@@ -121,6 +140,8 @@ class StepHooks:
         is not finite do not count. Whether the last step used them is read off one parameter: what
         comes after a step clears all gradients before it gathers new ones.
         """
+        if self._asked is not None:
+            return self._asked()
         witness, (used, version) = self._witness, self._used
         gradient = None if witness is None else witness.grad
         if gradient is not None and gradient is used and gradient._version == version:

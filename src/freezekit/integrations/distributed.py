@@ -93,7 +93,7 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
 
     Args:
         applied: the plan.
-        wrapper: DDP or FSDP around the model or a part of it, an engine, or the model.
+        wrapper: DDP or FSDP around the model or a part of it, or the model.
 
     Raises:
         FreezekitError: the wrapper does not go along with all phases of the plan, or the plan was
@@ -110,6 +110,11 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
     applied._check_live()
     if not isinstance(wrapper, torch.nn.Module):
         raise FreezekitError(f"register takes a module, got {type(wrapper).__name__}")
+    if type(wrapper).__module__.startswith("deepspeed."):
+        raise FreezekitError(
+            f"register: a {type(wrapper).__name__} knows only what trained when it was made, and "
+            "steps what is frozen; make it with freezekit.integrations.deepspeed.initialize"
+        )
     flat = [n for n, _ in wrapper.named_parameters() if n.rpartition(".")[2] == FLAT]
     if flat:
         raise FreezekitError(f"register: {problem(flat[0])}")

@@ -1,0 +1,40 @@
+"""DeepSpeed: ZeRO of any stage goes through a plan's phases as DDP does."""
+
+from typing import Any
+
+import pytest
+from engines import furthest
+from ranks import run_ranks
+
+pytest.importorskip("deepspeed")
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[Any]:
+    """Returns the courses and the answers of two ranks."""
+    return run_ranks("zero:trained_and_asked")
+
+
+def test_zero_trains_all_phases_exactly_as_ddp_does(ranks: list[Any]) -> None:
+    """What is frozen stays, with its moments; what opens trains; rates change: to the last bit."""
+    (first, _), (second, _) = ranks
+    assert len(first) == 8
+    for name, (steps, apart) in first.items():
+        assert furthest(steps, second[name][0]) == 0.0, name
+        assert apart == 0.0, name
+
+
+def test_what_zero_cannot_do_is_refused(ranks: list[Any]) -> None:
+    """Each refusal says the way out, and what opens in the middle of a window waits for its end."""
+    (_, first), (_, second) = ranks
+    assert first == second
+    for name in ("register", "attach"):
+        assert "freezekit.integrations.deepspeed.initialize" in first[name]
+    assert first["register"].startswith("register: a DeepSpeedEngine knows only what trained")
+    assert first["attach"].startswith("attach: a DeepSpeedZeroOptimizer steps copies")
+    assert first["advance"].startswith("no wrapper is known to average")
+    assert first["rows"].endswith("unfreeze whole tensors")
+    assert 'on_freeze="drop" cannot; leave it out' in first["drop"]
+    for stage in (1, 3):
+        assert first[f"window, stage {stage}"] == (False, False, False, True)
+    assert first["decided alike"] is True
