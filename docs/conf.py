@@ -21,6 +21,8 @@ nitpick_ignore_regex = [
     ("py:class", r"freezekit\._\w+\.\w*Properties"),
     ("py:class", r"freezekit\._\w+\.OptimizerT"),
     ("py:class", r"freezekit\._\w+\.Block"),
+    ("py:class", r"transformers\..*"),
+    ("py:class", r"torch\.distributed\.checkpoint\..*"),
     ("py:class", r"(accelerate|lightning)\..*"),
 ]
 add_module_names = False

@@ -10,14 +10,14 @@ pytest.importorskip("deepspeed")
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[Any]:
-    """Returns the courses and the answers of two ranks."""
-    return run_ranks("zero:trained_and_asked")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Returns the courses, the answers and how it went on, from each of two ranks."""
+    return run_ranks("zero:trained_and_asked", str(tmp_path_factory.mktemp("checkpoints")))
 
 
 def test_zero_trains_all_phases_exactly_as_ddp_does(ranks: list[Any]) -> None:
     """What is frozen stays, with its moments; what opens trains; rates change: to the last bit."""
-    (first, _), (second, _) = ranks
+    (first, *_), (second, *_) = ranks
     assert len(first) == 8
     for name, (steps, apart) in first.items():
         assert furthest(steps, second[name][0]) == 0.0, name
@@ -26,7 +26,7 @@ def test_zero_trains_all_phases_exactly_as_ddp_does(ranks: list[Any]) -> None:
 
 def test_what_zero_cannot_do_is_refused(ranks: list[Any]) -> None:
     """Each refusal says the way out, and what opens in the middle of a window waits for its end."""
-    (_, first), (_, second) = ranks
+    (_, first, _), (_, second, _) = ranks
     assert first == second
     for name in ("register", "attach"):
         assert "freezekit.integrations.deepspeed.initialize" in first[name]
@@ -38,3 +38,9 @@ def test_what_zero_cannot_do_is_refused(ranks: list[Any]) -> None:
     for stage in (1, 3):
         assert first[f"window, stage {stage}"] == (False, False, False, True)
     assert first["decided alike"] is True
+
+
+def test_a_run_resumed_under_zero_equals_one_that_never_stopped(ranks: list[Any]) -> None:
+    """A block that closes and opens again has its moments back; what never trained has none."""
+    for *_, resumed in ranks:
+        assert resumed == {"stage 1": True, "stage 2": True, "stage 3": True}

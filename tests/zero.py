@@ -72,8 +72,8 @@ def train(stage: int, plan: FreezePlan) -> list[Step]:
     return steps
 
 
-def trained_and_asked() -> tuple[dict[str, tuple[list[Step], float]], dict[str, object]]:
-    """Trains at every stage; returns its course, how far that is from DDP's, and what is said."""
+def trained_and_asked(folder: str) -> tuple[Any, ...]:
+    """Trains at every stage; returns its course and how far that is from DDP's, and the rest."""
     start()
     found = {}
     for name, plan in (("opening", PLAN), ("changing", CHANGING)):
@@ -83,7 +83,43 @@ def trained_and_asked() -> tuple[dict[str, tuple[list[Step], float]], dict[str, 
             steps = train(stage, plan)
             check_same_course(steps, whole)
             found[f"{name}, stage {stage}"] = (steps, furthest(steps, whole))
-    return found, asked()
+    return found, asked(), resumed(folder)
+
+
+def resumed(folder: str) -> dict[str, bool]:
+    """Returns whether a resumed run equals one that went on: the plan's state first, then all."""
+    from deepspeed import zero
+
+    def on(run: tuple[AppliedPlan, Net, Any], epochs: range) -> list[torch.Tensor]:
+        applied, model, engine = run
+        for epoch in epochs:
+            applied.advance(epoch=epoch)
+            for batch in batches(torch.distributed.get_rank(), 2):
+                engine.backward(engine(**batch)["loss"])
+                engine.step()
+        stage = engine.zero_optimization_stage()
+        with zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
+            return [each.detach().clone() for each in model.parameters()]
+
+    def fresh(stage: int) -> tuple[AppliedPlan, Net, Any]:
+        applied = sharded.REOPENING.apply(model := Net())
+        optimizer = applied.optimizer(torch.optim.AdamW, lr=LR)
+        made = initialize(applied, model=model, optimizer=optimizer, config=settings(stage))
+        return applied, model, made[0]
+
+    found = {}
+    for stage in (1, 2, 3):
+        run = fresh(stage)
+        on(run, range(3))
+        run[2].save_checkpoint(folder, tag=f"stage {stage}")
+        state = run[0].state_dict()
+        whole = on(run, range(3, EPOCHS))
+        run = fresh(stage)
+        run[0].load_state_dict(state)
+        run[2].load_checkpoint(folder, tag=f"stage {stage}")
+        rest = on(run, range(3, EPOCHS))
+        found[f"stage {stage}"] = all(map(torch.equal, whole, rest))
+    return found
 
 
 def asked() -> dict[str, object]:
