@@ -21,9 +21,7 @@ nitpick_ignore_regex = [
     ("py:class", r"freezekit\._\w+\.\w*Properties"),
     ("py:class", r"freezekit\._\w+\.OptimizerT"),
     ("py:class", r"freezekit\._\w+\.Block"),
-    ("py:class", r"transformers\..*"),
-    ("py:class", r"torch\.distributed\.checkpoint\..*"),
-    ("py:class", r"(accelerate|lightning)\..*"),
+    ("py:class", r"(accelerate|lightning|transformers|torch\.distributed\.checkpoint)\..*"),
 ]
 add_module_names = False
 html_theme = "furo"
