@@ -194,15 +194,21 @@ REOPENING = (
 )
 """A block closes and opens again, with its moments; what opens beside it has none yet."""
 
-SAVED = {"after epoch 1": 1, "after epoch 2": 2, "before the first step of epoch 3": 3}
+SAVED = {
+    "before the first step of epoch 0": 0,
+    "after epoch 1": 1,
+    "after epoch 2": 2,
+    "before the first step of epoch 3": 3,
+}
 
 
 def kept(folder: str) -> dict[str, list[dict[str, torch.Tensor]]]:
     """Trains without a stop and saves on the way; returns the weights after each epoch."""
-    return {
-        name: _through(_Run(shard), range(EPOCHS), Path(folder) / name)
-        for name, shard in RESUMED.items()
-    }
+    found = {}
+    for name, shard in RESUMED.items():
+        found[name] = _through(_Run(shard), range(EPOCHS), Path(folder) / name)
+        found[f"{name}, never saved"] = _through(_Run(shard), range(EPOCHS), None)
+    return found
 
 
 def resumed(folder: str) -> dict[str, list[dict[str, torch.Tensor]]]:

@@ -141,6 +141,7 @@ def test_findings_print_as_what_why_and_fix() -> None:
     ]
     assert found.codes == ("FK001", "FK005", "FK006")
     assert repr(found) == "<Findings: FK001, FK005, FK006>"
+    assert "%s" % found[0] == str(found[0])  # noqa: UP031 - a tuple would be taken apart
 
 
 def test_many_names_are_counted_and_cut() -> None:

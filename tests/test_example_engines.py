@@ -50,3 +50,13 @@ def test_an_engine_trains_what_the_plain_loop_trains(
     printed = capsys.readouterr().out
     assert "topic: held-out accuracy 0." in printed
     assert "sentiment: held-out accuracy " in printed
+
+
+@pytest.mark.parametrize("engine", [train_with_trainer, train_with_lightning])
+def test_an_engine_does_not_pass_over_resume(
+    engine: object, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only `train.py` resumes; elsewhere the option would start anew without a word."""
+    with pytest.raises(SystemExit):
+        engine.main([*command(place, "gradual", tmp_path), "--resume"])
+    assert "unrecognized arguments: --resume" in capsys.readouterr().err

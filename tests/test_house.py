@@ -202,6 +202,19 @@ def test_import_loads_no_guest(statement: str, more: set[str]) -> None:
     assert (printed.returncode, printed.stdout.strip()) == (0, ""), printed.stderr
 
 
+def test_one_process_does_without_what_several_need() -> None:
+    """Opening what was frozen imports nothing, such as parts of torch that some builds lack."""
+    code = (
+        "import sys, torch; from freezekit import FreezePlan\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))\n"
+        "applied = FreezePlan().freeze('[0]').unfreeze('[0]', at_epoch=1).apply(model)\n"
+        "loaded = set(sys.modules); applied.advance(epoch=1)\n"
+        "print(*sorted(set(sys.modules) - loaded))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (printed.returncode, printed.stdout.strip()) == (0, ""), printed.stderr
+
+
 @pytest.mark.timing
 def test_import_costs_little_over_torch() -> None:
     """All public names add under 50 ms to `import torch`: the median of ten warm processes."""

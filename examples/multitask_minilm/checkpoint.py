@@ -57,7 +57,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Which parameters were frozen is not part of a state dict: apply
     `FreezePlan.from_dict(checkpoint.plan)` to train on.
     """
-    content = torch.load(folder / "model.pt", weights_only=True)
+    content = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
     config = content["config"]
     model = MultiTaskMiniLM(
         BertModel(BertConfig.from_dict(content["backbone"])),
@@ -127,7 +127,7 @@ class Progress:
                 f"nothing to resume: {self.file} does not exist; a run leaves it from the end of "
                 "its first epoch until it is complete"
             )
-        content = torch.load(self.file, weights_only=True)
+        content = torch.load(self.file, map_location="cpu", weights_only=True)
         differences = [
             f"{section}.{key} was {content['settings'][section][key]!r} and is {value!r}"
             for section, values in self.settings.items()

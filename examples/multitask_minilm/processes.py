@@ -75,6 +75,12 @@ class Processes:
         """Returns what to train: the model, or DDP around it."""
         return model if self.count == 1 else ddp(applied, model)
 
+    def generator(self) -> torch.Generator:
+        """Returns what dropout is drawn from."""
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index]
+        return torch.default_generator
+
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - whatever can be pickled
         """Returns the value of each process, in all of them."""
         values: list[Any] = [value] * self.count

@@ -256,7 +256,7 @@ def progress_of(run: Run, file: Path) -> Progress:
     parts = {"plan": run.applied, "model": run.model}
     if run.optimizer and run.scheduler:
         parts |= {"optimizer": run.optimizer, "scheduler": run.scheduler}
-    generators = {"dropout": torch.default_generator, "order": run.train.generator}
+    generators = {"dropout": run.processes.generator(), "order": run.train.generator}
     return Progress(file, settings, parts, generators, processes=run.processes)
 
 
@@ -345,8 +345,8 @@ def find(path: Path) -> Path:
     raise UserError(f"{path} is neither in {Path.cwd()} nor in {HERE}")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Returns the command line, parsed."""
+def parse(arguments: list[str] | None, *, resumes: bool = False) -> argparse.Namespace:
+    """Returns the command line, parsed; with `--resume` where a stopped run can be resumed."""
     parser = argparse.ArgumentParser(description="Trains MiniLM on two tasks under a freeze plan.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--mode", choices=CHOICES["freeze_mode"], help="instead of the config's")
@@ -355,7 +355,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
     parser.add_argument("--model", type=Path, help="a folder with weights, instead of the config's")
     parser.add_argument("--output", type=Path, default=HERE / "outputs")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    if resumes:
+        parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
     options = parser.parse_args(arguments)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs is {options.epochs}; expected at least 1")
@@ -377,7 +378,7 @@ def choose(options: argparse.Namespace) -> tuple[Config, Path]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    options = parse(arguments)
+    options = parse(arguments, resumes=True)
     try:
         with Processes.join() as processes:
             run = prepare(*choose(options), processes)

@@ -1,4 +1,4 @@
-"""The training of `train.py` in Lightning, with the same options.
+"""The training of `train.py` in Lightning, with its options but `--resume`.
 
 Run `python train_with_lightning.py --plan gradual.yaml`, or put it behind `torchrun`.
 """

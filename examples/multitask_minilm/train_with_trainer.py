@@ -1,4 +1,4 @@
-"""The training of `train.py` in the Trainer of transformers, with the same options.
+"""The training of `train.py` in the Trainer of transformers, with its options but `--resume`.
 
 Run `python train_with_trainer.py --plan gradual.yaml`, or put it behind `torchrun`.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -31,7 +31,7 @@ from ._rows import frozen_rows
 from ._rules import is_real, whole_number
 from ._sharding import ask_again, is_dtensor, stored
 from ._steps import Base
-from ._sync import Sync
+from ._sync import Sync, several_ranks
 from ._writer import Change, Writer, check_writable
 from .errors import FreezekitError, PlanError
 
@@ -484,8 +484,10 @@ class AppliedPlan:
             end = sys.maxsize if self.phase.end is None else self.phase.end
             self._quiet = range(max(self.phase.start, first), end)
 
-    def _check_synchronized(self, rows: Iterable[int]) -> None:
+    def _check_synchronized(self, rows: Collection[int]) -> None:
         """Raises if nothing is known to average the gradients of these between the ranks."""
+        if not rows or not self._sync.asks():
+            return
         self._writer.reshard()
         self._sync.check([(self.resolved._tree.names[r], self._writer.parameter(r)) for r in rows])
 
@@ -622,7 +624,7 @@ def apply(
     applied._writer.reshard()
     for row, name in enumerate(resolved._tree.names):
         check_writable(name, applied._writer.parameter(row))
-    for module in model.modules():
+    for module in model.modules() if several_ranks() else ():
         if isinstance(module, DistributedDataParallel):
             applied._register(module)
     try:

@@ -1,14 +1,16 @@
 """Findings: what is wrong with a set-up, as data with a text."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
 
 _SHOWN = 4
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finding:
     """One thing that is wrong with a set-up; `str` is the text.
 
     Attributes:

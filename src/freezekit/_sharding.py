@@ -17,7 +17,12 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
-    """Returns whether a tensor is spread over ranks, as FSDP2 does it."""
+    """Returns whether a tensor is spread over ranks, as FSDP2 does it.
+
+    Takes long to import what knows, so without a group of processes it is not asked.
+    """
+    if not may_be_sharded():
+        return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)

@@ -78,8 +78,12 @@ class Sync:
                 _check_options(wrapper)
         self._known[wrapper] = known
 
+    def asks(self) -> bool:
+        """Returns whether it matters what averages the gradients of what begins to train."""
+        return not self.trusted and several_ranks()
+
     def check(self, opening: Collection[tuple[str, torch.Tensor]]) -> None:
-        """Raises if the ranks would drift apart because of what begins to train.
+        """Raises if the ranks would drift apart because of what begins to train; see `asks`.
 
         Args:
             opening: name and tensor of what begins to train.
@@ -87,8 +91,6 @@ class Sync:
         Raises:
             FreezekitError: nothing is known to average their gradients.
         """
-        if self.trusted or not opening or not several_ranks():
-            return
         alone = [name for name, tensor in opening if not self._averages(tensor)]
         if not alone:
             return

@@ -158,6 +158,9 @@ def save_checkpoint(
 ) -> None:
     """Saves a run through `torch.distributed.checkpoint`; every rank must call it.
 
+    Torch takes a step of an optimizer that has no state yet, to have some to save, and the run
+    would go on from there. So what such an optimizer trains is frozen for the time of saving.
+
     Args:
         target: a folder, or a writer for another kind of storage.
         applied: the plan.
@@ -184,7 +187,8 @@ def save_checkpoint(
         >>> torch.distributed.destroy_process_group()
     """
     _check_gathers(model)
-    own, kept = get_state_dict(model, optimizers)
+    with applied._training(_without_first_step(applied, optimizers)):
+        own, kept = get_state_dict(model, optimizers)
     state = _parts(others) | {"plan": applied, "model": own, "optimizer": kept}
     save(state, storage_writer=_storage(target, FileSystemWriter))
 
@@ -248,6 +252,20 @@ def load_checkpoint(
         )
     if rest:
         load(rest, storage_reader=reader)
+
+
+def _without_first_step(
+    applied: AppliedPlan, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+) -> list[int]:
+    """Returns the rows of what trains now, without that of which torch would take a step."""
+    listed = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
+    idle = set[int]()
+    for each in listed:
+        held = [parameter for group in each.param_groups for parameter in group["params"]]
+        if not each.state and all(parameter.grad is None for parameter in held):
+            idle.update(map(id, held))
+    found = enumerate(map(applied._writer.parameter, range(len(applied.resolved._tree.names))))
+    return [row for row, each in found if each.requires_grad and id(each) not in idle]
 
 
 def _check_gathers(model: torch.nn.Module) -> None:
