@@ -470,6 +470,26 @@ def test_a_second_fit_goes_on_with_the_plan() -> None:
     assert furthest(first, second) == 0.0
 
 
+def test_validate_is_not_the_plans_affair() -> None:
+    """What `validate` measures before a fit does not count in it, and it works after a fit."""
+    freeze, record, module = FreezeCallback(STALL, module="model"), Record(), Waits()
+    module.measured = (*Waits.measured, 0.0)  # It is asked in the epoch after the last, too.
+    ours = trainer(freeze, record)
+    ours.validate(module, VALIDATION, verbose=False)
+    ours.fit(module, Loader(), VALIDATION)
+    ours.validate(module, VALIDATION, verbose=False)
+    assert ["stem.weight" in step.trainable for step in record.steps] == [False] * 9 + [True] * 6
+
+
+@pytest.mark.parametrize("settings", [{}, {"total_epochs": 3}])
+def test_fractions_are_of_the_epochs_of_the_fit(settings: dict[str, int]) -> None:
+    """`at_fraction` is of the Trainer's `max_epochs`, or of the total that is given."""
+    plan = FreezePlan().freeze("stem").unfreeze("stem", at_fraction=0.5)
+    steps = fit(freeze=FreezeCallback(plan, module="model", **settings), max_epochs=5)
+    opened = ["stem.weight" in step.trainable for step in steps].index(True)
+    assert opened == (2 if settings else 3) * STEPS_PER_EPOCH
+
+
 def test_an_exception_releases_the_model(tmp_path: Path) -> None:
     """After a failed fit the model is as before, and what is saved then still has the state."""
     saves = callbacks.OnExceptionCheckpoint(tmp_path)

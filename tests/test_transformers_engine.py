@@ -394,7 +394,8 @@ def test_adapters_of_peft_train_while_the_base_follows_the_plan(tmp_path: Path) 
     )  # fmt: skip
     freeze = FreezeCallback(plan, guard=True)
     recorder = Recorder(freeze)
-    made = trainer(freeze, tmp_path, recorder, model=model, num_train_epochs=2)
+    with pytest.warns(UserWarning, match="PEFT saves adapters only.* 16 parameters: bert.encoder"):
+        made = trainer(freeze, tmp_path, recorder, model=model, num_train_epochs=2)
     made.train()
     names = [name for name, _ in model.named_parameters()]
     adapters = {name for name in names if "lora_" in name or "modules_to_save" in name}
@@ -503,6 +504,48 @@ def test_totals_are_those_of_the_training(tmp_path: Path) -> None:
         trainer(freeze, tmp_path, recorder, **options).train()
         opened = [at for at, step in enumerate(recorder.steps) if "stem.weight" in step.trainable]
         assert opened[0] == first
+
+
+def test_training_may_be_longer_the_second_time(tmp_path: Path) -> None:
+    """A plan goes on with other arguments, unless it counts in fractions of what they were."""
+    freeze = FreezeCallback(UNRATED)
+    recorder = Recorder(freeze)
+    made = trainer(freeze, tmp_path, recorder, num_train_epochs=2)
+    made.train()
+    made.args.num_train_epochs = 5
+    made.train()
+    counts = [len(step.trainable) for step in recorder.steps]
+    assert counts[:6] == counts[6:12]
+    assert counts[-4] > counts[11]
+    halves = FreezePlan().freeze("stem").unfreeze("stem", at_fraction=0.5)
+    made = trainer(FreezeCallback(halves), tmp_path, num_train_epochs=2)
+    made.args.num_train_epochs = 5
+    with pytest.raises(FreezekitError, match=r"fractions of total_epochs=2, which .* now is 5"):
+        made.train()
+
+
+def test_evaluations_under_another_name_do_not_count(tmp_path: Path) -> None:
+    """What is measured on other data in between neither stops training nor opens anything."""
+
+    def opened(monitor: str) -> list[bool]:
+        class Measures(TrainerCallback):
+            def on_step_end(self, *event: Any, **_: object) -> None:  # noqa: ANN401
+                if event[1].global_step == 1:
+                    made.evaluate(Texts(), metric_key_prefix="other")
+
+        plan = FreezePlan().freeze("bert").unfreeze(
+            "bert", at_metric={"monitor": monitor, "patience": 1, "min_delta": 10.0}
+        )  # fmt: skip
+        freeze = FreezeCallback(plan)
+        recorder = Recorder(freeze)
+        made = trainer(
+            freeze, tmp_path, recorder, Measures(), model=bert(), num_train_epochs=3,
+            more={"eval_dataset": Texts()}, eval_strategy="epoch",
+        )  # fmt: skip
+        made.train()
+        return [len(step.trainable) > 2 for step in recorder.steps]
+
+    assert opened("loss") == opened("eval_loss") == [False] * 4 + [True] * 2
 
 
 def test_a_callback_that_is_added_late_needs_no_more(tmp_path: Path) -> None:

@@ -57,9 +57,14 @@ def base_model(model: torch.nn.Module) -> torch.nn.Module:
     return inner
 
 
+def is_adapted(model: torch.nn.Module, base: torch.nn.Module) -> bool:
+    """Returns whether PEFT has put adapters into a model."""
+    return base is not unwrap(model) or getattr(base, "_hf_peft_config_loaded", False)
+
+
 def with_adapters(plan: FreezePlan, model: torch.nn.Module, base: torch.nn.Module) -> FreezePlan:
     """Adds to a plan what holds for the adapters of PEFT, which stand among the base's modules."""
-    if base is unwrap(model) and not getattr(base, "_hf_peft_config_loaded", False):
+    if not is_adapted(model, base):
         return plan
     names = [name for name, _ in base.named_parameters()]
     trained = [name for name, each in base.named_parameters() if each.requires_grad]
@@ -108,6 +113,20 @@ def check_arguments(applied: AppliedPlan, model: torch.nn.Module, args: Training
         )
     if problem:
         raise FreezekitError(f"the plan changes what trains, and {problem}; {remedy}")
+
+
+def check_saved(lost: list[str]) -> None:
+    """Warns of what trains in the base model of PEFT and is in no checkpoint.
+
+    Args:
+        lost: the parameters of the base model that the plan trains and PEFT does not.
+    """
+    if lost:
+        warnings.warn(
+            "PEFT saves adapters only, so checkpoints of Trainer lack what the plan trains of the "
+            f"base model: {counted(lost, 'parameter')}; save and load its state_dict() yourself",
+            stacklevel=2,
+        )
 
 
 def check_optimizer(applied: AppliedPlan, optimizer: torch.optim.Optimizer) -> None:

@@ -43,7 +43,8 @@ class FreezeCallback(Callback):
         module: the part of the LightningModule that the plan names the parts of, such as "model";
             None for all of it.
         steps_per_epoch: as in `FreezePlan.apply`.
-        total_epochs: as in `FreezePlan.apply`.
+        total_epochs: as in `FreezePlan.apply`; taken from the Trainer's `max_epochs` if neither it
+            nor `total_steps` is given.
         total_steps: as in `FreezePlan.apply`.
         on_freeze: as in `FreezePlan.apply`.
         guard: prove, epoch by epoch, that what is frozen did not change.
@@ -133,7 +134,7 @@ class FreezeCallback(Callback):
         before = self._state if goes_on else None
         self._close()
         try:
-            applied = self.plan.apply(self._part(pl_module), **self._settings)
+            applied = self.plan.apply(self._part(pl_module), **_totals(trainer, self._settings))
         except FreezekitError as error:
             if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
                 error.add_note(_EARLY)
@@ -187,8 +188,8 @@ class FreezeCallback(Callback):
         self._advance(trainer, None if by_epoch else self._take())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that there are new metrics."""
-        if not trainer.sanity_checking:
+        """Notes that there are new metrics; those of `Trainer.validate` are not for the plan."""
+        if self._applied is not None and not trainer.sanity_checking:
             self._is_fresh = True
             self._measured = self._metrics()
 
@@ -304,6 +305,15 @@ def applied_to(module: LightningModule) -> AppliedPlan:
         "applied_to: this Trainer has no FreezeCallback; say Trainer(callbacks=[FreezeCallback("
         "plan), ...])"
     )
+
+
+def _totals(trainer: Trainer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings, with the length of the fit where it is known and not given."""
+    given = settings["total_epochs"] or settings["total_steps"]
+    epochs = trainer.max_epochs
+    if given or trainer.max_steps != -1 or epochs is None or epochs < 1:
+        return settings
+    return settings | {"total_epochs": epochs}
 
 
 def _register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:

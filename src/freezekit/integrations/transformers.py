@@ -30,7 +30,9 @@ from ._trainer import (
     check_arguments,
     check_checkpoints,
     check_optimizer,
+    check_saved,
     checkpointing,
+    is_adapted,
     named_by,
     parameters,
     states,
@@ -265,10 +267,17 @@ class FreezeCallback(TrainerCallback):
         self._advance(self._epoch, state.global_step, metrics)
 
     def on_evaluate(self, *_: object, **known: Any) -> None:  # noqa: ANN401 - Trainer's
-        """Keeps what was measured for the moment that comes next."""
-        if self._training:
-            measured = known.get("metrics") or {}
-            numbers = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
+        """Keeps what was measured for the moment that comes next.
+
+        Evaluations under another name than `eval` are not Trainer's own; they count only if the
+        plan waits for what they measure.
+        """
+        if not self._training:
+            return
+        measured = known.get("metrics") or {}
+        numbers = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
+        monitors = {dict(rule.at_metric or ())["monitor"] for rule in self.applied.resolved.metrics}
+        if monitors & numbers.keys() or any(name.startswith("eval_") for name in numbers):
             short = {name.removeprefix("eval_"): value for name, value in numbers.items()}
             self._entry["metrics"] |= short | numbers
 
@@ -315,6 +324,8 @@ class FreezeCallback(TrainerCallback):
         decayed = set(Trainer.get_decay_parameter_names(None, base))  # type: ignore[arg-type]
         self._undecayed = set(applied.resolved._tree.names) - decayed
         self._applied, self._fresh = applied, applied.state_dict()
+        if is_adapted(model, base):
+            check_saved(self._closed(applied.resolved._tree.flags))
         self._open.enter_context(all_trainable(applied))
 
     def _given(self, args: TrainingArguments) -> dict[str, int | None]:
@@ -345,18 +356,28 @@ class FreezeCallback(TrainerCallback):
     def _check_totals(
         self, args: TrainingArguments, state: TrainerState, updates: int | None
     ) -> None:
-        """Raises if training is longer or shorter than the plan was told."""
+        """Raises if training is longer or shorter than the plan was told, where that matters."""
         context = self.applied.resolved._cascade.time.context
+        edges = [edge for rule in self._plan.rules for edge in (rule.opening, rule.closing)]
+        has_fractions = any(edge is not None and edge[0] == "fraction" for edge in edges)
         real = {
             "steps_per_epoch": updates,
             "total_epochs": args.num_train_epochs if args.max_steps <= 0 else None,
             "total_steps": state.max_steps,
         }
         for name, value in real.items():
-            if None not in (value, context[name]) and value != context[name]:
+            if None in (value, context[name]) or value == context[name]:
+                continue
+            if self._totals[name] is not None:
                 raise FreezekitError(
                     f"FreezeCallback: {name}={context[name]}, but Trainer has {value}; pass "
                     f"{name}={value}, or leave it out where the plan does not need it"
+                )
+            if has_fractions:
+                raise FreezekitError(
+                    f"the plan counts in fractions of {name}={context[name]}, which was so when "
+                    f"Trainer was built, but now is {value}; build a Trainer with the arguments "
+                    "that it trains with"
                 )
 
     def _advance(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
