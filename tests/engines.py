@@ -199,6 +199,7 @@ def refused_in_ranks() -> dict[str, str]:
     said["unchanged"] = str(flags == [each.requires_grad for each in model.parameters()])
     frozen_at_wrap = ddp_class(model, find_unused_parameters=True)
     attempt("frozen at wrap", lambda: register(applied, frozen_at_wrap))
+    attempt("another model", lambda: register(applied, Net()))
     attempt("trusted", lambda: (register(applied, model), applied.advance(epoch=1)))
     applied.release()
     attempt("applied to the wrapper", lambda: PLAN.apply(frozen_at_wrap))

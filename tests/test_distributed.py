@@ -26,6 +26,7 @@ def test_what_would_drift_apart_is_refused() -> None:
         "blocks.1.norm.weight, "
     )
     assert "integrations.distributed.register(applied, wrapper)" in first["nothing known"]
+    assert first["another model"].startswith("register: nothing in this Net belongs to the model")
     for name in ("frozen at wrap", "applied to the wrapper"):
         assert first[name].startswith("DDP was built while these were frozen, ")
         assert "10 parameters: stem.weight, " in first[name]

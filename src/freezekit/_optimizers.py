@@ -298,10 +298,10 @@ class Optimizers:
         """Returns whether gradients are gathered that no step has used yet, on any rank."""
         found = any(hooks.has_gradients() for hooks in self.attached)
         held = (p for each in self.all for group in each.param_groups for p in group["params"])
-        first = next(held, None)
-        if first is None or not is_flattened(first):
+        flattened = next(filter(is_flattened, held), None)
+        if flattened is None:
             return found
-        return on_any_rank(found, first.device)  # This rank may hold no part of what has some.
+        return on_any_rank(found, flattened.device)  # This rank may hold no part of what has some.
 
     def drop(self) -> None:
         """Drops the state of what is frozen, if that is wanted."""

@@ -101,7 +101,8 @@ class Sync:
         raise FreezekitError(
             f"{problem} {counted(alone, 'parameter')}, so the ranks would drift apart without an "
             f"error; {_REMEDY}, or tell the plan what does it with "
-            "freezekit.integrations.distributed.register(applied, wrapper)"
+            "freezekit.integrations.distributed.register(applied, wrapper), which also takes the "
+            "bare model where they are averaged by other means or are not meant to be"
         )
 
     def _averages(self, tensor: torch.Tensor) -> bool:

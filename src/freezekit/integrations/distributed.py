@@ -96,8 +96,8 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
         wrapper: DDP or FSDP around the model or a part of it, or the model.
 
     Raises:
-        FreezekitError: the wrapper does not go along with all phases of the plan, or the plan was
-            released.
+        FreezekitError: the wrapper has nothing to do with the model or does not go along with all
+            phases of the plan, or the plan was released.
 
     Example:
         >>> import torch
@@ -114,6 +114,11 @@ def register(applied: AppliedPlan, wrapper: torch.nn.Module) -> None:
         raise FreezekitError(
             f"register: a {type(wrapper).__name__} knows only what trained when it was made, and "
             "steps what is frozen; make it with freezekit.integrations.deepspeed.initialize"
+        )
+    if set(applied._modules).isdisjoint(wrapper.modules()):
+        raise FreezekitError(
+            f"register: nothing in this {type(wrapper).__name__} belongs to the model that the "
+            "plan is applied to; pass what wraps that model, or the model"
         )
     flat = [n for n, _ in wrapper.named_parameters() if n.rpartition(".")[2] == FLAT]
     if flat:
