@@ -38,6 +38,7 @@ def test_what_zero_cannot_do_is_refused(ranks: list[Any]) -> None:
     for stage in (1, 3):
         assert first[f"window, stage {stage}"] == (False, False, False, True)
     assert first["decided alike"] is True
+    assert first["guard"].startswith("1 frozen tensor changed:\n  'stem.weight': ")
 
 
 def test_a_run_resumed_under_zero_equals_one_that_never_stopped(ranks: list[Any]) -> None:

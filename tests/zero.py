@@ -147,6 +147,7 @@ def asked() -> dict[str, object]:
     attempt("drop", lambda: _made(PLAN.apply(Net(), on_freeze="drop")))
     for stage in (1, 3):
         attempt(f"window, stage {stage}", lambda stage=stage: _in_a_window(stage))
+    attempt("guard", _changed)
     with deepspeed.zero.Init(config_dict_or_path=settings(3)):
         empty = Net()
     rows = PLAN.resolve(Net()).rows
@@ -162,6 +163,15 @@ def _made(applied: AppliedPlan) -> object:
     optimizer = applied.optimizer(torch.optim.AdamW, lr=LR)
     model = applied._modules[0]
     return initialize(applied, model=model, optimizer=optimizer, config=settings(1))[0]
+
+
+def _changed() -> None:
+    """Changes what a rank keeps of a frozen parameter, which is not in the parameter itself."""
+    applied = PLAN.apply(model := Net())
+    optimizer = applied.optimizer(torch.optim.AdamW, lr=LR)
+    initialize(applied, model=model, optimizer=optimizer, config=settings(3))
+    with applied.guard(), torch.no_grad():
+        model.stem.weight.ds_tensor.add_(1)
 
 
 def _in_a_window(stage: int) -> tuple[bool, ...]:
