@@ -6,6 +6,7 @@ each must agree with one process that has all of it.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -171,8 +172,21 @@ def furthest(one: list[Step], other: list[Step]) -> float:
     )
 
 
+def check_frozen_stays(steps: list[Step]) -> None:
+    """Checks that no step changed what is frozen in it by a single bit."""
+    fixed = [
+        torch.equal(before.weights[name], after.weights[name])
+        for before, after in pairwise(steps)
+        for name in after.weights.keys() - after.trainable
+    ]
+    assert fixed
+    assert all(fixed)
+
+
 def check_same_course(one: list[Step], other: list[Step]) -> None:
-    """Checks that two runs trained the same parameters at the same rates, step by step."""
+    """Checks that two runs trained the same parameters at the same rates, and nothing else."""
+    check_frozen_stays(one)
+    check_frozen_stays(other)
     assert [step.trainable for step in one] == [step.trainable for step in other]
     for a, b in zip(one, other, strict=True):
         assert a.lrs == b.lrs

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from engines import furthest
+from engines import check_frozen_stays, furthest
 from ranks import run_ranks
 
 pytest.importorskip("deepspeed")
@@ -22,6 +22,7 @@ def test_zero_trains_all_phases_exactly_as_ddp_does(ranks: list[Any]) -> None:
     for name, (steps, apart) in first.items():
         assert furthest(steps, second[name][0]) == 0.0, name
         assert apart == 0.0, name
+        check_frozen_stays(steps)
 
 
 def test_what_zero_cannot_do_is_refused(ranks: list[Any]) -> None:
