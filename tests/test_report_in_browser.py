@@ -821,6 +821,7 @@ def test_paper_is_wide_enough(browser: Browser, phases: int) -> None:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.timing
 def test_layers_that_all_differ_open_fast(browser: Browser) -> None:
     """So it is with 2,000 layers, none like the next, in 60 phases."""
     browser.show(none_alike(), base_lr=1e-3)
@@ -830,6 +831,7 @@ def test_layers_that_all_differ_open_fast(browser: Browser) -> None:
     assert browser.text("#more") == "Show 200 more of 2,001 rows"
 
 
+@pytest.mark.timing
 def test_ten_thousand_parameters_open_fast(browser: Browser) -> None:
     """With 10,000 parameters the page is there, and steps, within two seconds."""
     browser.show(ten_thousand())
