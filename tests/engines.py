@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan
+from freezekit.integrations.distributed import ddp, register
 
 EPOCHS, STEPS_PER_EPOCH, BATCH, WIDTH = 5, 3, 8, 8
 LR, WEIGHT_DECAY = 1e-2, 0.1
@@ -127,20 +128,29 @@ def seen(model: nn.Module, applied: AppliedPlan, optimizer: torch.optim.Optimize
     )
 
 
+def bare(applied: AppliedPlan, model: nn.Module) -> nn.Module:
+    """Returns the model, with nothing around it."""
+    return model
+
+
 def decay(step: int) -> float:
     """Returns the factor of the LR scheduler that all engines share."""
     return 1 - step / (2 * EPOCHS * STEPS_PER_EPOCH)
 
 
-def plain(rank: int = 0, ranks: int = 1) -> list[Step]:
-    """Trains in an ordinary loop."""
+def plain(
+    rank: int = 0, ranks: int = 1, wrap: Callable[[AppliedPlan, nn.Module], nn.Module] = bare
+) -> list[Step]:
+    """Trains in an ordinary loop.
+
+    Args:
+        rank: of several ranks, the number of this one.
+        ranks: how many there are.
+        wrap: returns what to call instead of the model.
+    """
     model = Net()
     applied = PLAN.apply(model)
-    wrapped: nn.Module = model
-    if ranks > 1:
-        from freezekit.integrations.distributed import ddp
-
-        wrapped = ddp(applied, model)
+    wrapped = wrap(applied, model)
     optimizer = applied.optimizer(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
     steps = []
@@ -159,7 +169,7 @@ def plain(rank: int = 0, ranks: int = 1) -> list[Step]:
 def in_ranks() -> list[Step]:
     """Trains under DDP, in one of several processes."""
     torch.distributed.init_process_group("gloo")
-    return plain(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return plain(torch.distributed.get_rank(), torch.distributed.get_world_size(), ddp)
 
 
 def furthest(one: list[Step], other: list[Step]) -> float:
@@ -194,8 +204,6 @@ def check_same_course(one: list[Step], other: list[Step]) -> None:
 
 def refused_in_ranks() -> dict[str, str]:
     """Returns what is said, in one of several processes, where ranks would drift apart."""
-    from freezekit.integrations.distributed import ddp, register
-
     torch.distributed.init_process_group("gloo")
     ddp_class = nn.parallel.DistributedDataParallel
     said = {}
@@ -239,8 +247,6 @@ def refused_in_ranks() -> dict[str, str]:
 def _late_state() -> dict[str, object]:
     """Returns the state of a plan in its third phase."""
     applied = PLAN.apply(model := Net())
-    from freezekit.integrations.distributed import register
-
     register(applied, model)
     applied.advance(epoch=2)
     return applied.state_dict()

@@ -147,7 +147,7 @@ def all_layouts() -> dict[str, tuple[list[Step], float]]:
 
     Returns, for each, its course and how far that is from the course under DDP.
     """
-    whole_course = plain(torch.distributed.get_rank(), 2)
+    whole_course = plain(torch.distributed.get_rank(), 2, ddp)
     courses = {}
     for layout, shard in LAYOUTS.items():
         applied = PLAN.apply(bare := Net())

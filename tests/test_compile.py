@@ -8,15 +8,12 @@ from engines import (
     EPOCHS,
     LR,
     PLAN,
-    WEIGHT_DECAY,
     Net,
     Step,
     batches,
     check_same_course,
-    decay,
     furthest,
     plain,
-    seen,
 )
 from ranks import run_ranks
 from torch import nn
@@ -24,6 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from freezekit import AppliedPlan, FreezePlan
+from freezekit.integrations.distributed import ddp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
@@ -105,48 +103,32 @@ def test_each_phase_compiles_once_and_whole(
 
 def test_a_compiled_training_takes_the_same_course() -> None:
     """The same trainable set and rates as in the plain loop, the same weights to rounding."""
-    steps, alone = compiled_course(wrapped, None), plain()
+    steps, alone = plain(wrap=compiled_alone), plain()
     assert furthest(steps, alone) < 1e-6
     check_same_course(steps, alone)
 
 
-def compiled_course(
-    compile_: Callable[[nn.Module, object], nn.Module], wrap: Callable[..., nn.Module] | None
-) -> list[Step]:
-    """Trains the shared training compiled."""
-    applied = PLAN.apply(model := Net())
-    rank, ranks = 0, 1
-    compiled = compile_(model, "aot_eager")
-    if wrap is not None:
-        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        compiled = wrap(applied, compiled)
-    optimizer = applied.optimizer(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
-    steps = []
-    with applied.guard():
-        for epoch in range(EPOCHS):
-            applied.advance(epoch=epoch)
-            for batch in batches(rank, ranks):
-                compiled(**batch)["loss"].backward()
-                optimizer.step()
-                steps.append(seen(model, applied, optimizer))
-                scheduler.step()
-                optimizer.zero_grad()
-    return steps
+def compiled_alone(applied: AppliedPlan, model: nn.Module) -> nn.Module:
+    """Returns a compiled model."""
+    return wrapped(model, "aot_eager")
+
+
+def compiled_inside(applied: AppliedPlan, model: nn.Module) -> nn.Module:
+    """Returns a compiled model in DDP."""
+    return ddp(applied, wrapped(model, "aot_eager"))
+
+
+def compiled_outside(applied: AppliedPlan, model: nn.Module) -> nn.Module:
+    """Returns DDP around a model, compiled."""
+    return torch.compile(ddp(applied, model), backend="aot_eager")
 
 
 def in_ranks() -> dict[str, list[Step]]:
     """Trains compiled under DDP, either inside the other, in one of several processes."""
-    from freezekit.integrations.distributed import ddp
-
     torch.distributed.init_process_group("gloo")
-    found = {"compiled in DDP": compiled_course(wrapped, ddp)}
-
-    def outside(applied: AppliedPlan, model: nn.Module) -> nn.Module:
-        return torch.compile(ddp(applied, model), backend="aot_eager")
-
-    found["DDP in compiled"] = compiled_course(lambda model, _: model, outside)
-    return found
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    ways = (compiled_inside, compiled_outside)
+    return {wrap.__name__: plain(rank, ranks, wrap) for wrap in ways}
 
 
 def test_compiled_models_train_under_ddp() -> None:

@@ -120,10 +120,10 @@ FACADE = {
 ROOMS = {
     "matplotlib": {"plot"},
     "transformers": {"cli._building", "integrations._trainer", "integrations.transformers"},
-    "accelerate": {"integrations.accelerate", "integrations.transformers"},
+    "accelerate": {"integrations.accelerate"},
     "lightning": {"integrations.lightning"},
     "deepspeed": {"integrations.deepspeed"},
-    "peft": {"integrations.transformers"},
+    "peft": set(),
 }
 
 

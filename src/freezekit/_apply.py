@@ -506,6 +506,10 @@ class AppliedPlan:
         found = [which(each.trainable for each in outcome.decisions) for outcome in outcomes]
         return [row for row, each in enumerate(self.resolved._outcome_ids) if found[each]]
 
+    @property
+    def _changes_what_trains(self) -> bool:
+        return self._trained(any) != self._trained(all)
+
     @contextmanager
     def _training(self, rows: Iterable[int]) -> Iterator[None]:
         """Lets exactly these train within the block, for what asks once what trains."""

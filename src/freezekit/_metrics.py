@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ._rules import Rule, is_real, whole_number
+from ._sync import several_ranks
 from ._verbs import did_you_mean
 from .errors import PlanError
 
@@ -104,11 +105,8 @@ def _number(name: str, value: object) -> float:
 
 def _shared(value: float) -> float:
     """Returns the value of rank 0 on every rank."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    if distributed.get_world_size() == 1:
+    if not several_ranks():
         return value
     box = [value]
-    distributed.broadcast_object_list(box, src=0)
+    torch.distributed.broadcast_object_list(box, src=0)
     return box[0]

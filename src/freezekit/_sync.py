@@ -8,7 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._sharding import is_sharded
+from ._sharding import is_sharded, may_be_sharded
 from ._verbs import counted
 from .errors import FreezekitError
 
@@ -21,10 +21,7 @@ _REMEDY = (
 
 def several_ranks() -> bool:
     """Returns whether other processes train the same model."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    return distributed.get_world_size() > 1
+    return may_be_sharded() and torch.distributed.get_world_size() > 1
 
 
 def on_any_rank(here: bool, device: torch.device) -> bool:

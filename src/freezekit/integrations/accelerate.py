@@ -65,7 +65,7 @@ def prepare(
             "prepare: none of these objects is the model that the plan is applied to, or a part of "
             f"it: {', '.join(type(each).__name__ for each in objects) or 'nothing'}"
         )
-    changes = applied._trained(any) != applied._trained(all)
+    changes = applied._changes_what_trains
     if changes and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise FreezekitError(
             "prepare: DeepSpeed asks once what trains, and this plan changes it during training; "

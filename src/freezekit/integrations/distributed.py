@@ -3,6 +3,9 @@
 DDP asks once, when it is built, which parameters train, and never averages the gradients of the
 others: what is unfrozen later drifts apart between the ranks without an error. So whatever a plan
 ever trains must be trainable at that moment, and frozen afterwards.
+
+Checkpoints of sharded models have the same trouble: torch saves and loads the optimizer state of
+what trains at that moment.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ def ddp(
         (True, False)
         >>> torch.distributed.destroy_process_group()
     """
-    changes = applied._trained(any) != applied._trained(all)
+    changes = applied._changes_what_trains
     if changes and options.get("static_graph"):
         raise FreezekitError(
             "ddp: static_graph=True expects the parameters that train in the first step to train "
@@ -79,7 +82,7 @@ def ddp(
             "ddp: with find_unused_parameters=False DDP waits for the gradients of parameters "
             "that the plan freezes meanwhile; leave it out"
         )
-    with applied._training(applied._trained(any)):
+    with all_trainable(applied):
         wrapper = DistributedDataParallel(model, **({"find_unused_parameters": changes} | options))
     register(applied, wrapper)
     return wrapper

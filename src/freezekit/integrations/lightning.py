@@ -141,8 +141,7 @@ class FreezeCallback(Callback):
             raise
         self._applied, self._trainer, self._pending = applied, trainer, before or None
         self._union.enter_context(all_trainable(applied))
-        changes = applied._trained(any) != applied._trained(all)
-        if changes and isinstance(trainer.strategy, DeepSpeedStrategy):
+        if applied._changes_what_trains and isinstance(trainer.strategy, DeepSpeedStrategy):
             raise FreezekitError(
                 "DeepSpeed asks once what trains, and this plan changes it during training; use "
                 "another strategy, such as 'ddp_find_unused_parameters_true' or 'fsdp'"

@@ -140,7 +140,11 @@ class FreezeCallback(TrainerCallback):
 
     @property
     def applied(self) -> AppliedPlan:
-        """The plan on Trainer's model; there is one once Trainer is built."""
+        """The plan on Trainer's model; there is one once Trainer is built.
+
+        Raises:
+            FreezekitError: Trainer is not built yet.
+        """
         if self._applied is None:
             raise FreezekitError(
                 "the plan is not applied yet: Trainer(callbacks=[freeze]) does that when it is "
@@ -166,6 +170,10 @@ class FreezeCallback(TrainerCallback):
             lr: base learning rate.
             weight_decay: weight decay for what the plan gives none.
             **options: the optimizer's own arguments, such as `betas`.
+
+        Raises:
+            FreezekitError: when Trainer builds the optimizer, if it lacks this callback or its
+                arguments name an optimizer that groups parameters in its own way.
         """
         given = {"cls": cls, "lr": lr, "weight_decay": weight_decay, "options": options}
         return (lambda: self._build), given
