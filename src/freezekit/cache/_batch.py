@@ -1,0 +1,200 @@
+"""What one pass is called with: its form, its rows, their lengths, and a key for each row."""
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path
+
+from .._digest import digest
+from ._refusals import is_plain, refuse, tensors_within
+
+_LARGE = 1 << 14
+"""Bytes of a row from which on it is digested by itself."""
+_LOW = (1 << 64) - 1
+_FACTOR = 0x2545F4914F6CDD1D
+
+
+class Layout(NamedTuple):
+    """The form of the arguments of a pass.
+
+    Attributes:
+        labels: a name for each leaf, of the parameter of `forward` it belongs to.
+        mask: which leaf is the mask; None if there is none.
+    """
+
+    labels: tuple[str, ...]
+    mask: int | None
+
+
+class Batch(NamedTuple):
+    """The arguments of one pass.
+
+    Attributes:
+        leaves: what they hold, flat.
+        spec: how they are nested.
+        layout: what the leaves are.
+        size: how many rows there are.
+        length: the length of the mask, if its rows are padded at their end; None otherwise.
+        lengths: for each row how much of it is no padding.
+    """
+
+    leaves: list[Any]
+    spec: TreeSpec
+    layout: Layout
+    size: int
+    length: int | None
+    lengths: torch.Tensor | None
+
+    def rows_at(self, at: int) -> bool:
+        """Returns whether a leaf has a row for each sample."""
+        leaf = self.leaves[at]
+        return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == self.size
+
+    def follows_length(self, at: int) -> bool:
+        """Returns whether a leaf is as long as the mask."""
+        leaf = self.leaves[at]
+        return self.rows_at(at) and leaf.dim() > 1 and leaf.shape[1] == self.length
+
+    def taken(self, rows: torch.Tensor, length: int | None) -> list[Any]:
+        """Returns the leaves with some of the rows only, cut to a length."""
+        found = list(self.leaves)
+        for at, leaf in enumerate(self.leaves):
+            if self.rows_at(at):
+                found[at] = leaf[rows.to(leaf.device)]
+                if length is not None and self.follows_length(at):
+                    found[at] = found[at][:, :length]
+        return found
+
+    def form(self) -> tuple[Any, ...]:
+        """Returns what the passes have in common that go the same way."""
+        return (self.spec, self.length is None, *map(self._form, range(len(self.leaves))))
+
+    def _form(self, at: int) -> object:
+        leaf = self.leaves[at]
+        if not isinstance(leaf, torch.Tensor):
+            return leaf if isinstance(leaf, int | float | str | bool | None) else repr(type(leaf))
+        shape = tuple(leaf.shape)
+        if self.rows_at(at):
+            shape = shape[2 if self.follows_length(at) else 1 :]
+        return (leaf.dtype, leaf.device, leaf.requires_grad, self.follows_length(at), shape)
+
+
+def layout_of(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], mask: str | None
+) -> Layout:
+    """Returns the names of what a forward is called with."""
+    try:
+        parameters = [*inspect.signature(forward).parameters]
+    except (TypeError, ValueError):
+        parameters = []
+    paths, _ = tree_flatten_with_path((args, kwargs))
+    labels = []
+    for path, leaf in paths:
+        if not is_plain(leaf) and tensors_within(leaf):
+            refuse(
+                "opaque",
+                f"it is called with a {type(leaf).__name__}, whose tensors cannot be told apart",
+                "call it with tensors, in tuples and dicts",
+            )
+        inner = keystr(path[2:])
+        first = getattr(path[1], "idx", None)
+        if first is None:
+            name = str(path[1].key)
+        else:
+            name = parameters[first] if first < len(parameters) else str(first)
+        labels.append(name + inner)
+    return Layout(tuple(labels), labels.index(mask) if mask in labels else None)
+
+
+def read_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout) -> Batch:
+    """Returns the arguments of a pass as a batch.
+
+    Raises:
+        CacheRefusedError: no argument has rows.
+    """
+    leaves, spec = tree_flatten((args, kwargs))
+    mask = None if layout.mask is None else leaves[layout.mask]
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        size, length = mask.shape
+        kept = mask != 0
+        lengths = kept.sum(1)
+        places = torch.arange(length, device=mask.device)
+        if torch.equal(kept, places < lengths.unsqueeze(1)):
+            return Batch(leaves, spec, layout, size, length, lengths)
+        return Batch(leaves, spec, layout, size, None, None)
+    sizes = [len(each) for each in leaves if isinstance(each, torch.Tensor) and each.dim()]
+    if not sizes:
+        refuse("batch", "it is called without a tensor that has rows", "pass tensors (B, ...)")
+    return Batch(leaves, spec, layout, max(sizes, key=sizes.count), None, None)
+
+
+def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
+    """Returns a number below 2**128 for each row, of what it holds in some of the leaves.
+
+    Small rows are read as words :math:`x_j`, and two sums :math:`\\sum_j w_j x_j` modulo
+    :math:`2^{64}` with random weights tell them apart, of which padding is no part. Large rows
+    are digested one by one.
+
+    Args:
+        batch: the arguments of a pass.
+        roots: which leaves.
+    """
+    sums = torch.zeros(batch.size, 2, dtype=torch.int64)
+    for at in roots:
+        leaf, label = batch.leaves[at].detach(), batch.layout.labels[at]
+        start = hashlib.blake2b(repr((label, leaf.dtype)).encode(), digest_size=16)
+        if not batch.rows_at(at):
+            start.update(repr(tuple(leaf.shape)).encode() + digest(leaf))
+            part = _words(start.digest()).expand(batch.size, 2)
+        else:
+            follows = batch.follows_length(at)
+            start.update(repr(tuple(leaf.shape[2 if follows else 1 :])).encode())
+            part = _words(start.digest()) + _row_sums(leaf, batch.lengths if follows else None)
+        sums = sums * _FACTOR + part
+    return [(high & _LOW) << 64 | (low & _LOW) for high, low in sums.tolist()]
+
+
+def _row_sums(leaf: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    rows = len(leaf)
+    if rows and leaf[0].nbytes >= _LARGE and lengths is None:
+        return torch.cat([_words(digest(row)) for row in leaf])
+    flat = _as_integers(leaf.contiguous()).reshape(rows, leaf.shape[1] if leaf.dim() > 1 else 1, -1)
+    if lengths is not None:
+        last = lengths.clamp(max=flat.shape[1] - 1).view(-1, 1, 1).expand(-1, 1, flat.shape[2])
+        padding = torch.where(
+            lengths.view(-1, 1, 1) < flat.shape[1], flat.gather(1, last), 0
+        )  # What stands in the padding, if it is always the same, is no part of the sum.
+        places = torch.arange(flat.shape[1], device=flat.device)
+        flat = flat - padding * (places >= lengths.unsqueeze(1)).unsqueeze(2)
+    flat = flat.reshape(rows, -1).cpu()
+    sums = flat @ _weights(flat.shape[1])
+    return sums if lengths is None else sums + lengths.cpu().unsqueeze(1) * _FACTOR
+
+
+def _as_integers(leaf: torch.Tensor) -> torch.Tensor:
+    if leaf.dtype is torch.bool:
+        return leaf.to(torch.int64)
+    if leaf.is_floating_point() or leaf.is_complex():
+        kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+        words = leaf.view(kinds.get(leaf.element_size(), torch.int32))
+        return words.to(torch.int64)
+    return leaf.to(torch.int64)
+
+
+def _words(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.int64).view(1, 2)
+
+
+def _weights(count: int) -> torch.Tensor:
+    """Returns two random odd words for each of so many places."""
+    return _all_weights(max(1 << 10, 1 << (count - 1).bit_length()))[:count]
+
+
+@functools.cache
+def _all_weights(count: int) -> torch.Tensor:
+    noise = hashlib.shake_128(b"freezekit.cache").digest(16 * count)
+    return torch.frombuffer(bytearray(noise), dtype=torch.int64).view(count, 2) | 1

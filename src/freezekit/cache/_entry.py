@@ -1,0 +1,61 @@
+"""Stands in for the forward of the module whose calls are passes."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._patches import Forward
+
+Answer = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Entry:
+    """Answers calls of a module by a function that gets its forward, until it is removed.
+
+    Looks like the forward it stands in for. Copies and pickles of the model keep it, and there it
+    only calls that forward.
+    """
+
+    def __init__(self, module: torch.nn.Module, answer: Answer) -> None:
+        """Places itself as the module's own `forward`."""
+        self._module = module
+        self._before: Forward | None = module.__dict__.get("forward")
+        self._answer: Answer | None = answer
+        self.__signature__ = inspect.signature(module.forward)
+        module.__dict__["forward"] = self
+
+    @property
+    def forward(self) -> Forward:
+        """The forward that it stands in for."""
+        if self._before is not None:
+            return self._before
+        forward: Forward = type(self._module).forward.__get__(self._module)
+        return forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Answers a call of the module."""
+        if self._answer is None or torch.compiler.is_compiling():
+            return self.forward(*args, **kwargs)
+        return self._answer(self.forward, args, kwargs)
+
+    def remove(self) -> None:
+        """Puts back what stood there; something placed over it since keeps calling through it."""
+        self._answer = None
+        own = self._module.__dict__
+        if own.get("forward") is self:
+            if self._before is None:
+                del own["forward"]
+            else:
+                own["forward"] = self._before
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the store behind: a copy of the model has none."""
+        kept = vars(self) | {"_answer": None}
+        del kept["__signature__"]
+        return kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__signature__ = inspect.signature(type(self._module).forward)

@@ -1,0 +1,182 @@
+"""Follows a program through a pass: records what it stores, or leaves out what is stored."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ._patches import Forward, patched
+from ._program import Action, Hole, Program, Slot
+from ._trace import LOOKS, flattened, function_name
+
+
+class Diverged(Exception):
+    """A pass went another way than the one its program was made of."""
+
+
+class _Follow(TorchFunctionMode):
+    """Follows the calls and functions of a pass; subclasses say what becomes of each."""
+
+    def __init__(self, program: Program, modules: Sequence[tuple[str, torch.nn.Module]]) -> None:
+        super().__init__()
+        self._program = program
+        self._modules = modules
+        self._counts = dict.fromkeys(program.calls, 0)
+        self._at = 0
+        self._within = 0
+        self._marked: dict[int, object] = {}
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follows the pass inside the block.
+
+        Raises:
+            Diverged: it went another way.
+        """
+        with patched(self._modules, self._wrap):
+            if self._program.functions:
+                with self:
+                    yield
+            else:
+                yield
+        calls = self._program.calls
+        if any(self._counts[path] != len(found) for path, found in calls.items()):
+            raise Diverged
+        if self._at < len(self._program.functions):
+            raise Diverged
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if self._within or not self._counted(args, kwargs) or function_name(func) in LOOKS:
+            return func(*args, **(kwargs or {}))
+        functions = self._program.functions
+        if self._at >= len(functions):
+            return func(*args, **(kwargs or {}))
+        expected, action = functions[self._at]
+        if expected != func:
+            raise Diverged
+        self._at += 1
+        return self._act(action, lambda: func(*args, **(kwargs or {})))
+
+    def _counted(self, args: object, kwargs: object) -> bool:
+        """Returns whether a function takes an output of an event."""
+        return any(id(each) in self._marked for each in flattened((args, kwargs)))
+
+    def _act(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Runs an event, or answers for it, and remembers its outputs."""
+        result = run() if not action.skip else self._answer(action, run)
+        if action.marks and self._program.functions:
+            self._marked.update((id(leaf), leaf) for leaf in tree_flatten(result)[0])
+        return result
+
+    def _wrap(self, path: str, forward: Forward) -> Forward:
+        actions = self._program.calls[path]
+
+        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if self._within:
+                return forward(*args, **kwargs)
+            at = self._counts[path]
+            self._counts[path] += 1
+            if at >= len(actions):
+                raise Diverged
+            action = actions[at]
+            if action is None:
+                return forward(*args, **kwargs)
+            return self._inside(lambda: self._act(action, lambda: forward(*args, **kwargs)))
+
+        return call
+
+    def _inside(self, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        self._within += 1
+        try:
+            return run()
+        finally:
+            self._within -= 1
+
+    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Returns the outputs of an event that can be left out."""
+        raise NotImplementedError
+
+
+class Recorder(_Follow):
+    """Follows a real pass and hands out what is to be stored as soon as it is there."""
+
+    def __init__(
+        self,
+        program: Program,
+        modules: Sequence[tuple[str, torch.nn.Module]],
+        sink: Callable[[int, torch.Tensor], None],
+    ) -> None:
+        """Prepares to record.
+
+        Args:
+            program: what to follow.
+            modules: the modules of its calls, by path.
+            sink: gets the number of a tap and its tensor, which it must copy.
+        """
+        super().__init__(program, modules)
+        self._sink = sink
+
+    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        result = run()
+        leaves, spec = tree_flatten(result)
+        if spec != action.spec:
+            raise Diverged
+        for leaf, place in zip(leaves, action.leaves, strict=True):
+            if isinstance(place, Slot):
+                self._sink(place.tap, leaf.detach())
+        return result
+
+
+class Replay(_Follow):
+    """Follows a pass in which the frozen part is not computed."""
+
+    def __init__(
+        self,
+        program: Program,
+        modules: Sequence[tuple[str, torch.nn.Module]],
+        values: Sequence[torch.Tensor],
+        sizes: tuple[int, int | None],
+        filling: float = 0.0,
+    ) -> None:
+        """Prepares a pass.
+
+        Args:
+            program: what to follow.
+            modules: the modules of its calls, by path.
+            values: for each tap its tensor.
+            sizes: rows of the batch, and its length where lengths vary.
+            filling: what outputs are filled with that nothing should read.
+        """
+        super().__init__(program, modules)
+        self._values = values
+        self._sizes = {"B": sizes[0], "L": sizes[1]}
+        self._filling = filling
+
+    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        leaves = [
+            self._values[place.tap]
+            if isinstance(place, Slot)
+            else self._empty(place)
+            if isinstance(place, Hole)
+            else place.fresh()
+            for place in action.leaves
+        ]
+        assert action.spec is not None
+        return tree_unflatten(leaves, action.spec)
+
+    def _empty(self, hole: Hole) -> torch.Tensor:
+        """Returns a tensor of some shape that takes no memory."""
+        filling: float = self._filling
+        if filling and not hole.dtype.is_floating_point:
+            filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
+        one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
+        return one.expand([self._sizes.get(dim, dim) for dim in hole.dims])  # type: ignore[call-overload, misc]

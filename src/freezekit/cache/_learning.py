@@ -1,0 +1,276 @@
+"""Learns how a pass goes without its frozen part, and proves it before it is believed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from .._gradients import undisturbed
+from ._batch import Batch
+from ._follow import Diverged, Replay
+from ._program import Program, Sizes, Slot, combine
+from ._refusals import CacheRefusedError, check_module, refuse
+from ._trace import Pass, Trace
+
+_PROBES = ([0, 1], [2, 3, 4], [2, 3, 0, 4, 1])
+"""Which rows are in the two batches that are traced, and in the one that is compared."""
+_SLACK = 2_000
+"""How many times the rounding of a dtype two results may differ, relative to the largest value."""
+_ROUGH = 0.05
+"""How much they may differ at most, for dtypes whose rounding is coarse."""
+_FLOOR = 0.01
+"""How small a gradient is compared relative to the largest of all gradients instead."""
+
+Outcome = tuple[list[Any], list[torch.Tensor | None]]
+
+
+class Probes(NamedTuple):
+    """Rows of a real batch, of which three small ones are made.
+
+    Attributes:
+        batch: the rows.
+        lengths: how long the rows of the first and second small batch are, padding included;
+            None where rows are not to be cut.
+    """
+
+    batch: Batch
+    lengths: tuple[int, int] | None
+
+    def leaves(self, number: int) -> list[Any]:
+        """Returns the arguments of one of the small batches."""
+        length = None if self.lengths is None else self.lengths[number == 1]
+        return self.batch.taken(torch.tensor(_PROBES[number]), length)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the two that are traced."""
+        return Sizes((len(_PROBES[0]), len(_PROBES[1])), self.lengths)
+
+
+def learn(watched: Pass, batch: Batch) -> tuple[Program, bool]:
+    """Returns the program of a pass, and whether rows are stored without their padding.
+
+    Two small batches are traced, of other sizes and, if rows may be cut, other lengths. Then a
+    third of rows of both is run for real and by the program, with NaN for all that is not to be
+    read: outputs and gradients must agree.
+
+    Args:
+        watched: the pass.
+        batch: a real batch; it is not changed.
+
+    Raises:
+        CacheRefusedError: there is no such program, and why.
+    """
+    last: CacheRefusedError | None = None
+    for trims in (True, False) if batch.length is not None else (False,):
+        probes = _probes(batch, trims=trims)
+        traces = [_traced(watched, probes, number) for number in (0, 1)]
+        for functions in (True, False):
+            try:
+                return _proven(watched, probes, traces, functions=functions), trims
+            except CacheRefusedError as error:
+                last = error
+                if error.reason not in _DEPENDS:
+                    raise
+    assert last is not None
+    raise last
+
+
+_DEPENDS = ("interactions", "control_flow", "no_prefix")
+"""Reasons that may not hold for rows with their padding, or without functions."""
+
+
+def _probes(batch: Batch, *, trims: bool) -> Probes:
+    """Returns rows of a batch, some of them padded: how they go may depend on it."""
+    rows = torch.arange(5) % batch.size
+    leaves = batch.taken(rows, None)
+    length = batch.length
+    if length is None or length < 3 or batch.lengths is None or batch.layout.mask is None:
+        return Probes(batch._replace(leaves=leaves, size=5, length=None, lengths=None), None)
+    short = max(2, int(0.7 * length))
+    most = [length, length - 1, short, short, short - 1] if trims else [length, length - 1] * 2
+    lengths = batch.lengths[rows.to(batch.lengths.device)]
+    lengths = lengths.minimum(torch.tensor((most + [length])[:5], device=lengths.device))
+    mask = leaves[batch.layout.mask]
+    kept = torch.arange(length, device=mask.device) < lengths.unsqueeze(1)
+    leaves[batch.layout.mask] = torch.where(kept, mask, torch.zeros_like(mask))
+    found = batch._replace(leaves=leaves, size=5, lengths=lengths)
+    if not trims:
+        return Probes(found._replace(length=None, lengths=None), None)
+    return Probes(found, (length, short))
+
+
+def _traced(watched: Pass, probes: Probes, number: int) -> Trace:
+    leaves = probes.leaves(number)
+    trace = Trace(watched, leaves, probes.batch.layout.labels)
+    with _untouched(watched.entry):
+        trace.run(leaves)
+    return trace
+
+
+def _proven(
+    watched: Pass, probes: Probes, traces: list[Trace], *, functions: bool
+) -> Program:
+    """Returns the program of two traces if a third pass comes to the same with and without it."""
+    program = combine(traces[0], traces[1], probes.sizes, functions=functions)
+    if not program.taps or not program.heavy:
+        _refuse_no_prefix(watched, program)
+    for path in program.modules:
+        check_module(path, watched.entry.get_submodule(path))
+    modules = [(path, watched.entry.get_submodule(path)) for path in program.calls]
+    leaves = probes.leaves(2)
+    sizes = (len(_PROBES[2]), None if probes.lengths is None else probes.lengths[0])
+    real = _outcome(watched, leaves, None)
+    replay = Replay(program, modules, _values(program, traces, probes), sizes, float("nan"))
+    try:
+        found = _outcome(watched, leaves, replay)
+    except Diverged:
+        refuse(
+            "control_flow",
+            "what is computed depends on the values of the batch, or on what a frozen module does "
+            "besides giving its output",
+            "name a boundary below it with boundary=..., or do without the cache",
+        )
+    except Exception as error:
+        refuse(
+            "interactions",
+            f"without its frozen part the pass fails ({type(error).__name__}: {error}), as where "
+            "its outputs are changed in place or read in a way that is not seen",
+            "name a boundary with boundary=..., or do without the cache",
+        )
+    _compare(real, found)
+    return program
+
+
+def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch.Tensor]:
+    """Returns what the third pass gets for each tap: rows of the two that were traced."""
+    found = []
+    for trace in traces:
+        here = {}
+        for event, action in zip(trace.events, program.actions, strict=True):
+            for leaf, place in zip(event.leaves, action.leaves, strict=False):
+                if isinstance(place, Slot):
+                    here[place.tap] = leaf
+        found.append(here)
+    values = []
+    for number, tap in enumerate(program.taps):
+        one, other = (here[number] for here in found)
+        if None in tap.row_shape:
+            tail = other.new_zeros(len(other), one.shape[1] - other.shape[1], *other.shape[2:])
+            other = torch.cat([other, tail], 1)
+        value = torch.cat([one, other])[_PROBES[2]]
+        if None in tap.row_shape and probes.batch.lengths is not None:
+            lengths = probes.batch.lengths[_PROBES[2]].to(value.device)
+            padding = torch.arange(value.shape[1], device=value.device) >= lengths.unsqueeze(1)
+            value = value.masked_fill(padding.view(*padding.shape, *[1] * (value.dim() - 2)), 0)
+        values.append(value)
+    return values
+
+
+def _outcome(watched: Pass, leaves: list[Any], replay: Replay | None) -> Outcome:
+    """Returns the tensors a pass gives, and the gradients of what trains."""
+    with _untouched(watched.entry):
+        torch.manual_seed(0)
+        if replay is None:
+            result = watched.run(leaves)
+        else:
+            with replay.following():
+                result = watched.run(leaves)
+        out = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)]
+        losses = [_weighed(each) for each in out if each.requires_grad]
+        hot = [each for each in watched.entry.parameters() if id(each) in watched.hot]
+        hot = [each for each in hot if each.requires_grad]
+        gradients: Sequence[torch.Tensor | None] = ()
+        if losses and hot:
+            gradients = torch.autograd.grad(sum(losses, losses[0] * 0), hot, allow_unused=True)
+    return [each.detach() for each in out], list(gradients)
+
+
+def _weighed(out: torch.Tensor) -> torch.Tensor:
+    """Returns a scalar on which every element has its own influence."""
+    weights = torch.linspace(0.5, 1.5, max(1, out.numel()), device=out.device)
+    real = out.abs() if out.is_complex() else out
+    return (real.float() * weights[: out.numel()].view(out.shape)).sum()
+
+
+def _compare(real: Outcome, found: Outcome) -> None:
+    """Raises if two outcomes differ by more than rounding."""
+    kinds = ("an output", "a gradient")
+    for kind, ones, others in zip(kinds, real, found, strict=True):
+        if len(ones) != len(others):
+            refuse(
+                "interactions",
+                f"the pass gives {len(ones)} tensors, and {len(others)} without its frozen part "
+                "(as where hidden states of frozen layers are collected)",
+                "do not ask for them, or name a boundary with boundary=...",
+            )
+        largest = max((_size(one) for one in ones if one is not None), default=0.0)
+        for one, other in zip(ones, others, strict=True):
+            if one is None or other is None:
+                differs = (one is None) != (other is None)
+            else:
+                differs = _differs(one, other, _FLOOR * largest)
+            if differs:
+                refuse(
+                    "interactions",
+                    f"{kind} differs between a batch and the same rows stored from other batches: "
+                    "rows depend on each other, or on their padding",
+                    "do without the cache, or name a boundary below with boundary=...",
+                )
+
+
+def _differs(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
+    """Returns whether two results differ by more than rounding.
+
+    Args:
+        one: a result.
+        other: the other.
+        least: differences are relative to the largest value, and to this at least: a gradient that
+            is zero but for rounding, as that of a bias before softmax, tells nothing.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return True
+    if not (one.is_floating_point() or one.is_complex()):
+        return not torch.equal(one, other)
+    finite = torch.isfinite(one)
+    if not torch.equal(finite, torch.isfinite(other)):
+        return True
+    bound = min(_ROUGH, _SLACK * torch.finfo(one.dtype).eps)
+    distance = _size(one[finite].double() - other[finite].double())
+    return distance > bound * max(_size(one), least)
+
+
+def _size(tensor: torch.Tensor) -> float:
+    """Returns the largest finite absolute value."""
+    values = tensor.detach().abs()
+    values = values[torch.isfinite(values)] if values.is_floating_point() else values
+    return float(values.max()) if values.numel() else 0.0
+
+
+def _refuse_no_prefix(watched: Pass, program: Program) -> None:
+    trains = [name for name, each in watched.entry.named_parameters() if id(each) in watched.hot]
+    some = ", ".join(map(repr, trains[:3])) + (", ..." if len(trains) > 3 else "")
+    what = "what is frozen is not worth storing" if program.taps else "nothing frozen comes first"
+    refuse(
+        "no_prefix",
+        f"{what}: {some} train at the bottom of {type(watched.entry).__name__}"
+        if trains
+        else f"{what} in {type(watched.entry).__name__}",
+        "freeze what comes first in the model too",
+    )
+
+
+@contextmanager
+def _untouched(module: torch.nn.Module) -> Iterator[None]:
+    """Leaves no trace of the passes inside, in buffers neither."""
+    before = [(each, each._version, each.detach().clone()) for each in module.buffers()]
+    with undisturbed(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, version, value in before:
+                    if buffer._version != version:
+                        buffer.copy_(value)

@@ -1,0 +1,403 @@
+"""One forward pass seen from outside its frozen calls: what they give, and who reads it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from ._patches import Forward, patched
+from ._refusals import check_call, is_plain, refuse, refuse_random, tensors_within
+
+Source = tuple[int, int]
+"""An output of an event: the number of the event, and of the leaf among its outputs."""
+
+LOOKS = frozenset(
+    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous "
+    "element_size __len__ get_device storage_offset is_signed is_inference data_ptr __hash__ "
+    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn itemsize nbytes names "
+    "is_nested is_sparse is_quantized is_meta is_mps is_xpu is_cpu _version output_nr "
+    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view".split()
+)
+"""What reads of a tensor its form only."""
+
+_HEAVY = ("linear", "conv", "mm", "mv", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "scan")
+"""Parts of the names of functions that are worth to be spared."""
+
+
+class Known(NamedTuple):
+    """What is known of a tensor in a pass.
+
+    Attributes:
+        hot: its values may be others in the next pass over the same inputs: they depend on what
+            trains, or on random numbers.
+        sources: which outputs of events it is, where a frozen call has a part in it.
+        derived: a frozen call has a part in it.
+        roots: the arguments of the pass that it depends on.
+        behind: the events that it depends on.
+        origin: where it comes from, for its name.
+    """
+
+    hot: bool = False
+    sources: frozenset[Source] = frozenset()
+    derived: bool = False
+    roots: frozenset[int] = frozenset()
+    behind: frozenset[int] = frozenset()
+    origin: tuple[Any, ...] = ("unknown",)
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """A call of a frozen module, or of a function of torch outside of those.
+
+    Attributes:
+        kind: which of the two.
+        name: path of the module, or name of the function.
+        func: the function.
+        skippable: whether its outputs can come from somewhere else.
+        arguments: what it got: origins of tensors, and plain values, flat.
+        reads: the sources that its outputs depend on.
+        roots: the arguments of the pass that they depend on.
+        behind: the events that they depend on, its own number among them.
+        spec: how the outputs are nested.
+        leaves: the outputs, flat; tensors as copies.
+        heavy: whether it multiplies matrices, convolves or the like.
+    """
+
+    kind: Literal["call", "function"]
+    name: str
+    func: object
+    skippable: bool
+    arguments: list[Any]
+    reads: frozenset[Source]
+    roots: frozenset[int]
+    behind: frozenset[int]
+    spec: TreeSpec | None = None
+    leaves: list[Any] = field(default_factory=list)
+    heavy: bool = False
+
+
+class Call(NamedTuple):
+    """A call of a module: its path, its event if it is one, the event within which it happened."""
+
+    path: str
+    event: int | None
+    within: int | None
+
+
+class Pass(NamedTuple):
+    """What one forward pass is: a function of the leaves of its arguments.
+
+    Attributes:
+        entry: the module.
+        run: calls it with these leaves.
+        hot: identities of what trains.
+        hot_paths: paths of the modules with something that trains at or below them.
+        weighty: paths of those with parameters at or below them.
+    """
+
+    entry: torch.nn.Module
+    run: Callable[[Sequence[Any]], Any]
+    hot: frozenset[int]
+    hot_paths: frozenset[str]
+    weighty: frozenset[str]
+
+
+class Trace(TorchFunctionMode):
+    """Watches one pass; `events`, `calls`, `known` and `returned` say what was seen."""
+
+    def __init__(self, watched: Pass, leaves: Sequence[Any], labels: Sequence[str]) -> None:
+        """Prepares to watch a pass over some arguments, flat, each with a name."""
+        super().__init__()
+        self.events: list[Event] = []
+        self.calls: list[Call] = []
+        self.returned: frozenset[Source] = frozenset()
+        self.stray: list[torch.Tensor] = []
+        self._watched = watched
+        self._within: int | None = None
+        self._looking = False
+        self._keep: list[Any] = [leaves]
+        self._born: set[int] = set()
+        self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
+        self.known: dict[int, Known] = {}
+        for path, module in watched.entry.named_modules():
+            tables = (("parameter", module._parameters), ("buffer", module._buffers))
+            for kind, table in (*tables, ("attribute", module.__dict__)):
+                for name, tensor in table.items():
+                    if _is_tensor(tensor):
+                        hot = id(tensor) in watched.hot
+                        self.known.setdefault(
+                            id(tensor), Known(hot=hot, origin=(kind, path, name))
+                        )
+        for at in self._all:
+            self.known[id(leaves[at])] = Known(roots=frozenset((at,)), origin=("argument", labels[at]))
+
+    def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
+        """Runs the pass and returns what it returns."""
+        modules = dict(self._watched.entry.named_modules())
+        modules.pop("", None)
+        with patched(modules.items(), self._wrap), self:
+            result = self._watched.run(leaves)
+        leaves, _ = tree_flatten(result)
+        for leaf in leaves:
+            if _is_tensor(leaf):
+                self.returned |= self._of(leaf).sources
+        return result
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        name = function_name(func)
+        if name in LOOKS or self._looking:
+            return func(*args, **kwargs)
+        flat = [*flattened((args, kwargs))]
+        tensors = [each for each in flat if _is_tensor(each)]
+        if self._within is not None:
+            return self._inside(name, func(*args, **kwargs), tensors)
+        given = [self._of(each) for each in tensors]
+        versions = [_version(each) for each in tensors]
+        before = _rng()
+        result = func(*args, **kwargs)
+        random = not torch.equal(before, _rng())
+        mutated = [
+            tensor
+            for tensor, version in zip(tensors, versions, strict=True)
+            if _version(tensor) != version
+        ]
+        joined = Known() if "_like" in name or "new_" in name else _joined(given)
+        known = joined._replace(
+            hot=joined.hot or random, sources=frozenset(), origin=self._origin(name, flat)
+        )
+        event = None
+        if any(each.sources for each in given):
+            event = self._event("function", name, func, flat, joined)
+            event.leaves, event.spec = _copied(result)
+            same = any(each is one for each in tree_flatten(result)[0] for one in tensors)
+            event.skippable = not (known.hot or mutated or same) and self._pays(event, tensors)
+            known = known._replace(behind=event.behind)
+        if mutated:
+            self._spread(mutated, known)
+        for number, tensor in enumerate(tree_flatten(result)[0]):
+            if _is_tensor(tensor) and not any(tensor is each for each in tensors):
+                if event is not None:
+                    place = (len(self.events) - 1, number)
+                    sources = frozenset((place,)) if event.skippable else frozenset()
+                    known = known._replace(sources=sources, origin=("event", *place))
+                self._learn(tensor, known)
+        return result
+
+    def _pays(self, event: Event, tensors: list[torch.Tensor]) -> bool:
+        """Returns whether a function gives tensors only, no larger than those it takes."""
+        out = [leaf for leaf in event.leaves if leaf is not None]
+        if not out or not all(_is_tensor(leaf) for leaf in out):
+            return False
+        taken = sum(each.nbytes for each in tensors if self._of(each).sources)
+        return sum(each.nbytes for each in out) <= taken
+
+    def _origin(self, name: str, flat: list[Any]) -> tuple[Any, ...]:
+        """Returns where the result of a function comes from that is no event."""
+        given = [self._of(each).origin if _is_tensor(each) else _told(each) for each in flat]
+        return ("function", name, *given)
+
+    def _event(
+        self,
+        kind: Literal["call", "function"],
+        name: str,
+        func: object,
+        flat: list[Any],
+        joined: Known,
+    ) -> Event:
+        at = len(self.events)
+        arguments = [
+            self._of(each).origin if _is_tensor(each) else _told(each) for each in flat
+        ]
+        event = Event(
+            kind,
+            name,
+            func,
+            skippable=False,
+            arguments=arguments,
+            reads=joined.sources,
+            roots=joined.roots,
+            behind=joined.behind | {at},
+        )
+        self.events.append(event)
+        return event
+
+    def _spread(self, mutated: list[torch.Tensor], known: Known) -> None:
+        """Lets all that shares memory with what was written in place depend on what was written."""
+        places = {_place(each) for each in mutated}
+        for tensor in [each for each in self._keep if _is_tensor(each)]:
+            if _place(tensor) in places and id(tensor) in self.known:
+                joined = _joined([self.known[id(tensor)], known])
+                origin = ("written", *known.origin, self.known[id(tensor)].origin)
+                self.known[id(tensor)] = joined._replace(hot=joined.hot, origin=origin)
+
+    def _inside(self, name: str, result: object, tensors: list[torch.Tensor]) -> object:
+        assert self._within is not None
+        event = self.events[self._within]
+        event.heavy = event.heavy or any(part in name for part in _HEAVY)
+        read = [self.known[id(each)].sources for each in tensors if id(each) in self.known]
+        event.reads = event.reads.union(*read)
+        for each in flattened(result):
+            if _is_tensor(each):
+                self._born.add(id(each))
+                self._keep.append(each)
+        return result
+
+    def _of(self, tensor: torch.Tensor) -> Known:
+        """Returns what is known of a tensor; one from nowhere may depend on all arguments."""
+        found = self.known.get(id(tensor))
+        if found is None:
+            if id(tensor) in self._born:
+                refuse(
+                    "smuggled",
+                    "a tensor that a frozen module computed reaches the rest of the model by "
+                    "another way than its output (it is stored on a module, or in an object)",
+                    "return it, or name a boundary above with boundary=...",
+                )
+            self.stray.append(tensor)
+            found = Known(hot=tensor.requires_grad, roots=self._all)
+            self._learn(tensor, found)
+        elif tensor.requires_grad and not found.hot:
+            found = found._replace(hot=True)
+        return found
+
+    def _learn(self, tensor: torch.Tensor, known: Known) -> None:
+        self.known[id(tensor)] = known
+        self._keep.append(tensor)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Lets functions pass inside the block that belong to the watching."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
+
+    def _wrap(self, path: str, forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if self._within is not None:
+                self.calls.append(Call(path, None, self._within))
+                return forward(*args, **kwargs)
+            flat = [*flattened((args, kwargs))]
+            with self._unseen():
+                joined = _joined([self._of(each) for each in flat if _is_tensor(each)])
+            weighty = path in self._watched.weighty
+            if path in self._watched.hot_paths or joined.hot or not (weighty or joined.derived):
+                self.calls.append(Call(path, None, None))
+                return forward(*args, **kwargs)
+            return self._frozen(path, partial_call(forward, args, kwargs), flat, joined)
+
+        return call
+
+    def _frozen(
+        self, path: str, forward: Callable[[], Any], flat: list[Any], joined: Known
+    ) -> Any:  # noqa: ANN401
+        """Runs a frozen call and notes it, unless it draws random numbers without parameters."""
+        at, module = len(self.events), self._watched.entry.get_submodule(path)
+        with self._unseen():
+            event = self._event("call", path, None, flat, joined._replace(sources=frozenset()))
+            self.calls.append(Call(path, at, None))
+            buffers = [(name, each, _version(each)) for name, each in module.named_buffers()]
+            states = [(each, tensors_within(each)) for each in flat if not is_plain(each)]
+            taken = {id(each): _version(each) for each in flat if _is_tensor(each)}
+            before, self._within = _rng(), at
+        try:
+            result = forward()
+        finally:
+            self._within = None
+        with self._unseen():
+            random = not torch.equal(before, _rng())
+            if random and path in self._watched.weighty:
+                refuse_random(path, module)
+            check_call(path, module, states, buffers, result)
+            event.leaves, event.spec = _copied(result)
+            known = Known(hot=random, derived=True, roots=joined.roots, behind=event.behind)
+            given = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+            event.skippable = not random and any(id(leaf) not in taken for leaf in given)
+            for number, leaf in enumerate(tree_flatten(result)[0]):
+                if _is_tensor(leaf):
+                    place = (at, number)
+                    sources = frozenset((place,))
+                    if taken.get(id(leaf)) == _version(leaf):  # it hands on what it was given
+                        sources |= self._of(leaf).sources
+                    self._learn(leaf, known._replace(sources=sources, origin=("event", *place)))
+        return result
+
+
+def partial_call(forward: Forward, args: Any, kwargs: Any) -> Callable[[], Any]:  # noqa: ANN401
+    """Returns a call without arguments."""
+    return lambda: forward(*args, **kwargs)
+
+
+def function_name(func: Any) -> str:  # noqa: ANN401
+    """Returns the name of what a torch function mode intercepts; of a property, the property's."""
+    name: str = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):
+        prefix = "" if name == "__get__" else "set "
+        name = prefix + getattr(func.__self__, "__name__", name)
+    return name or type(func).__name__
+
+
+def flattened(value: object) -> Iterator[object]:
+    """Yields what is in nested lists, tuples, dicts and what pytrees know."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from flattened(each)
+    elif isinstance(value, Mapping):
+        yield from flattened(list(value.values()))
+    else:
+        yield value
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _joined(given: Sequence[Known]) -> Known:
+    return Known(
+        hot=any(each.hot for each in given),
+        sources=frozenset().union(*(each.sources for each in given)),
+        derived=any(each.derived for each in given),
+        roots=frozenset().union(*(each.roots for each in given)),
+        behind=frozenset().union(*(each.behind for each in given)),
+    )
+
+
+def _told(value: object) -> object:
+    return value if is_plain(value) else type(value).__name__
+
+
+def _copied(result: object) -> tuple[list[Any], TreeSpec]:
+    leaves, spec = tree_flatten(result)
+    return [leaf.detach().clone() if _is_tensor(leaf) else leaf for leaf in leaves], spec
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _place(tensor: torch.Tensor) -> int | None:
+    try:
+        place: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return None
+    return place
+
+
+def _rng() -> torch.Tensor:
+    """Returns the state of torch's generators, of the CPU and of accelerators in use."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return torch.cat(states)
