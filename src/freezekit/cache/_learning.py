@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch.utils._pytree import tree_flatten
@@ -115,8 +115,8 @@ def _proven(
 ) -> Program:
     """Returns the program of two traces if a third pass comes to the same with and without it."""
     program = combine(traces[0], traces[1], probes.sizes, functions=functions)
-    if not program.taps or not program.heavy:
-        _refuse_no_prefix(watched, program)
+    if not program.taps:
+        _refuse_no_prefix(watched)
     for path in program.modules:
         check_module(path, watched.entry.get_submodule(path))
     modules = [(path, watched.entry.get_submodule(path)) for path in program.calls]
@@ -238,6 +238,9 @@ def _differs(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
     if not torch.equal(finite, torch.isfinite(other)):
         return True
     bound = min(_ROUGH, _SLACK * torch.finfo(one.dtype).eps)
+    if one.is_complex():
+        one, other = (torch.view_as_real(each.resolve_conj()) for each in (one, other))
+        finite = torch.isfinite(one)
     distance = _size(one[finite].double() - other[finite].double())
     return distance > bound * max(_size(one), least)
 
@@ -249,16 +252,15 @@ def _size(tensor: torch.Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-def _refuse_no_prefix(watched: Pass, program: Program) -> None:
+def _refuse_no_prefix(watched: Pass) -> NoReturn:
     trains = [name for name, each in watched.entry.named_parameters() if id(each) in watched.hot]
     some = ", ".join(map(repr, trains[:3])) + (", ..." if len(trains) > 3 else "")
-    what = "what is frozen is not worth storing" if program.taps else "nothing frozen comes first"
+    kind = type(watched.entry).__name__
     refuse(
         "no_prefix",
-        f"{what}: {some} train at the bottom of {type(watched.entry).__name__}"
-        if trains
-        else f"{what} in {type(watched.entry).__name__}",
-        "freeze what comes first in the model too",
+        f"nothing in {kind} that is worth storing comes before what trains"
+        + (f": {some} train at its bottom" if trains else ""),
+        "freeze what comes first in the model, embeddings and their norms too",
     )
 
 

@@ -89,7 +89,6 @@ class Program(NamedTuple):
         roots: the arguments that what is stored depends on.
         modules: paths of the modules that are left out, or have a part in what is stored.
         tensors: what else has a part in it: kind, path of the module, and name of a tensor there.
-        heavy: whether anything that is left out is worth it.
         actions: what becomes of each event, in order.
     """
 
@@ -99,7 +98,6 @@ class Program(NamedTuple):
     roots: frozenset[int]
     modules: tuple[str, ...]
     tensors: tuple[tuple[str, str, str], ...]
-    heavy: bool
     actions: tuple[Action, ...]
 
 
@@ -147,7 +145,6 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
         roots=frozenset().union(*(first.events[at].roots for at, _ in choice.cuts)),
         modules=tuple(dict.fromkeys(event.name for event in part if event.kind == "call")),
         tensors=tuple(dict.fromkeys(_own_tensors(part))),
-        heavy=any(first.events[at].heavy for at in choice.skipped),
         actions=tuple(actions),
     )
 
@@ -190,8 +187,9 @@ def _check_same(first: Trace, second: Trace) -> None:
 class _Choice:
     """Which events are left out, and which of their outputs are stored for that.
 
-    Everything that can be left out is, at first. Then comes back what cannot be replaced: what is
-    read and has no rows, and what nothing is known of.
+    Everything that can be left out is, at first. Then comes back what cannot be replaced (what is
+    read and has no rows, and what nothing is known of), what costs nothing to compute, such as a
+    lookup, and what saves nothing, since all that it takes is there.
     """
 
     def __init__(self, first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> None:
@@ -205,6 +203,8 @@ class _Choice:
         }
         while lost := [at for at in sorted(self.skipped) if not self._replaceable(at)]:
             self.skipped.discard(lost[0])
+        while cheap := [at for at, _ in sorted(self.cuts) if not self._heavy(at)]:
+            self.skipped.discard(cheap[-1])
         while idle := [at for at in sorted(self.skipped) if self._idle(at)]:
             self.skipped.discard(idle[0])
 
@@ -286,6 +286,11 @@ class _Choice:
     def _is_given(self, source: Source) -> bool:
         one, other = self._pair(source)
         return one.shape == other.shape and torch.equal(one, other)
+
+    def _heavy(self, at: int) -> bool:
+        """Returns whether the values of an event are dearer to compute than to store."""
+        events = self._events[0]
+        return any(events[behind].heavy for behind in events[at].behind)
 
     def _idle(self, at: int) -> bool:
         """Returns whether leaving a function out saves nothing: all that it reads is there."""
