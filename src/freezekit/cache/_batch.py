@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path
 
 from .._digest import digest
 from ._refusals import is_plain, refuse, tensors_within
@@ -22,12 +22,17 @@ class Layout(NamedTuple):
     """The form of the arguments of a pass.
 
     Attributes:
+        spec: how its leaves are nested.
         labels: a name for each leaf, of the parameter of `forward` it belongs to.
         mask: which leaf is the mask; None if there is none.
     """
 
+    spec: TreeSpec
     labels: tuple[str, ...]
     mask: int | None
+
+    def __hash__(self) -> int:
+        return hash(self.labels)
 
 
 class Batch(NamedTuple):
@@ -35,15 +40,13 @@ class Batch(NamedTuple):
 
     Attributes:
         leaves: what they hold, flat.
-        spec: how they are nested.
-        layout: what the leaves are.
+        layout: what they are and how they are nested.
         size: how many rows there are.
         length: the length of the mask, if its rows are padded at their end; None otherwise.
         lengths: for each row how much of it is no padding.
     """
 
     leaves: list[Any]
-    spec: TreeSpec
     layout: Layout
     size: int
     length: int | None
@@ -71,7 +74,7 @@ class Batch(NamedTuple):
 
     def form(self) -> tuple[Any, ...]:
         """Returns what the passes have in common that go the same way."""
-        return (self.spec, self.length is None, *map(self._form, range(len(self.leaves))))
+        return (self.layout, self.length is None, *map(self._form, range(len(self.leaves))))
 
     def _form(self, at: int) -> object:
         leaf = self.leaves[at]
@@ -91,7 +94,7 @@ def layout_of(
         parameters = [*inspect.signature(forward).parameters]
     except (TypeError, ValueError):
         parameters = []
-    paths, _ = tree_flatten_with_path((args, kwargs))
+    paths, spec = tree_flatten_with_path((args, kwargs))
     labels = []
     for path, leaf in paths:
         if not is_plain(leaf) and tensors_within(leaf):
@@ -107,29 +110,35 @@ def layout_of(
         else:
             name = parameters[first] if first < len(parameters) else str(first)
         labels.append(name + inner)
-    return Layout(tuple(labels), labels.index(mask) if mask in labels else None)
+    return Layout(spec, tuple(labels), labels.index(mask) if mask in labels else None)
 
 
-def read_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout) -> Batch:
+def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     """Returns the arguments of a pass as a batch.
+
+    Args:
+        leaves: the arguments, flat.
+        layout: what they are.
 
     Raises:
         CacheRefusedError: no argument has rows.
     """
-    leaves, spec = tree_flatten((args, kwargs))
     mask = None if layout.mask is None else leaves[layout.mask]
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
-        kept = mask != 0
-        lengths = kept.sum(1)
-        places = torch.arange(length, device=mask.device)
-        if torch.equal(kept, places < lengths.unsqueeze(1)):
-            return Batch(leaves, spec, layout, size, length, lengths)
-        return Batch(leaves, spec, layout, size, None, None)
+        lengths = mask.sum(1)
+        if torch.equal(mask, prefixes(lengths, length).to(mask.dtype)):
+            return Batch(leaves, layout, size, length, lengths)
+        return Batch(leaves, layout, size, None, None)
     sizes = [len(each) for each in leaves if isinstance(each, torch.Tensor) and each.dim()]
     if not sizes:
         refuse("batch", "it is called without a tensor that has rows", "pass tensors (B, ...)")
-    return Batch(leaves, spec, layout, max(sizes, key=sizes.count), None, None)
+    return Batch(leaves, layout, max(sizes, key=sizes.count), None, None)
+
+
+def prefixes(lengths: torch.Tensor, length: int) -> torch.Tensor:
+    """Returns what belongs to rows of some lengths (B,), as booleans (B, length)."""
+    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
@@ -143,41 +152,59 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
         batch: the arguments of a pass.
         roots: which leaves.
     """
-    sums = torch.zeros(batch.size, 2, dtype=torch.int64)
+    sums: torch.Tensor | int = 0
     for at in roots:
-        leaf, label = batch.leaves[at].detach(), batch.layout.labels[at]
-        start = hashlib.blake2b(repr((label, leaf.dtype)).encode(), digest_size=16)
-        if not batch.rows_at(at):
-            start.update(repr(tuple(leaf.shape)).encode() + digest(leaf))
-            part = _words(start.digest()).expand(batch.size, 2)
+        if at == batch.layout.mask and batch.lengths is not None:
+            part = batch.lengths.cpu().unsqueeze(1) * _weights(1)
         else:
-            follows = batch.follows_length(at)
-            start.update(repr(tuple(leaf.shape[2 if follows else 1 :])).encode())
-            part = _words(start.digest()) + _row_sums(leaf, batch.lengths if follows else None)
+            part = _row_sums(batch, at)
         sums = sums * _FACTOR + part
+    if isinstance(sums, int):
+        return [0] * batch.size
     return [(high & _LOW) << 64 | (low & _LOW) for high, low in sums.tolist()]
 
 
-def _row_sums(leaf: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    rows = len(leaf)
-    if rows and leaf[0].nbytes >= _LARGE and lengths is None:
-        return torch.cat([_words(digest(row)) for row in leaf])
-    flat = _as_integers(leaf.contiguous()).reshape(rows, leaf.shape[1] if leaf.dim() > 1 else 1, -1)
-    if lengths is not None:
-        last = lengths.clamp(max=flat.shape[1] - 1).view(-1, 1, 1).expand(-1, 1, flat.shape[2])
-        padding = torch.where(
-            lengths.view(-1, 1, 1) < flat.shape[1], flat.gather(1, last), 0
-        )  # What stands in the padding, if it is always the same, is no part of the sum.
-        places = torch.arange(flat.shape[1], device=flat.device)
-        flat = flat - padding * (places >= lengths.unsqueeze(1)).unsqueeze(2)
-    flat = flat.reshape(rows, -1).cpu()
-    sums = flat @ _weights(flat.shape[1])
-    return sums if lengths is None else sums + lengths.cpu().unsqueeze(1) * _FACTOR
+def _row_sums(batch: Batch, at: int) -> torch.Tensor:
+    """Returns two words for each row of a leaf (B, 2), or for a leaf without rows (1, 2)."""
+    leaf = batch.leaves[at].detach()
+    follows, rows = batch.follows_length(at), batch.rows_at(at)
+    shape = tuple(leaf.shape[2 if follows else 1 if rows else 0 :])
+    start = _start(batch.layout.labels[at], leaf.dtype, shape, rows)
+    if not rows:
+        return start + _words(digest(leaf))
+    if follows and batch.lengths is not None and batch.length is not None:
+        kept = prefixes(batch.lengths, batch.length)
+        start = start + batch.lengths.cpu().unsqueeze(1) * _weights(1)
+        return start + _weighed(_unpadded(_as_integers(leaf), batch.lengths, kept))
+    if batch.size and leaf[0].nbytes >= _LARGE:
+        return start + torch.cat([_words(digest(row)) for row in leaf])
+    return start + _weighed(_as_integers(leaf))
+
+
+def _weighed(words: torch.Tensor) -> torch.Tensor:
+    flat = words.reshape(len(words), -1).cpu()
+    return flat @ _weights(flat.shape[1])
+
+
+def _unpadded(words: torch.Tensor, lengths: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Returns words (B, length, ...) less what stands in the padding, if it is the same there."""
+    shape = (*kept.shape, *[1] * (words.dim() - 2))
+    padding = words.masked_fill(kept.view(shape), 0)
+    if not padding.any():
+        return words
+    last = lengths.clamp(max=words.shape[1] - 1).view(-1, *[1] * (words.dim() - 1))
+    first = words.gather(1, last.expand(-1, 1, *words.shape[2:]))
+    return words - first.masked_fill(kept.view(shape), 0)
+
+
+@functools.cache
+def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -> torch.Tensor:
+    text = repr((label, str(dtype), shape, rows))
+    return _words(hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
 def _as_integers(leaf: torch.Tensor) -> torch.Tensor:
-    if leaf.dtype is torch.bool:
-        return leaf.to(torch.int64)
+    leaf = leaf.contiguous()
     if leaf.is_floating_point() or leaf.is_complex():
         kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
         words = leaf.view(kinds.get(leaf.element_size(), torch.int32))

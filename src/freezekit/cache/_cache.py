@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._apply import _NOTHING, AppliedPlan
 from ..errors import FreezekitError
@@ -267,7 +267,7 @@ class ActivationCache:
                 length = None
                 if joined.lengths is not None:
                     length = int(joined.lengths[rows.to(joined.lengths.device)].max())
-                args, kwargs = tree_unflatten(joined.taken(rows, length), joined.spec)
+                args, kwargs = tree_unflatten(joined.taken(rows, length), joined.layout.spec)
                 self._stops = True
                 try:
                     self._answer(self._stand_in.forward, args, kwargs)
@@ -299,23 +299,23 @@ class ActivationCache:
     def _read(
         self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Batch:
-        key = (len(args), *kwargs)
+        flat = [*args, *kwargs.values()]
+        if all(isinstance(each, torch.Tensor) for each in flat):
+            key: Any = (len(args), *kwargs)
+        else:
+            flat, key = tree_flatten((args, dict(kwargs)))
         layout = self._layouts.get(key)
         if layout is None:
             layout = layout_of(forward, args, kwargs, self._mask)
             self._layouts[key] = layout
-        batch = read_batch(args, kwargs, layout)
-        if len(batch.leaves) != len(layout.labels):
-            layout = layout_of(forward, args, kwargs, self._mask)
-            batch = read_batch(args, kwargs, layout)
-        return batch
+        return read_batch(flat, layout)
 
     def _way(self, forward: Forward, batch: Batch) -> _Way | None:
         """Returns how to go about a batch, None if as ever."""
         if self._applied.phase is not self._phase:
             self._phase = self._applied.phase
             self._sweep()
-        modes = bytes(module.training for module in self._modules)
+        modes = bytes([module.training for module in self._modules])
         form = batch.form()
         if form in self._untrimmed:
             form = batch._replace(length=None, lengths=None).form()
@@ -367,7 +367,7 @@ class ActivationCache:
                 weighty.add(path)
 
         def run(leaves: Sequence[Any]) -> Any:  # noqa: ANN401
-            args, kwargs = tree_unflatten(list(leaves), batch.spec)
+            args, kwargs = tree_unflatten(list(leaves), batch.layout.spec)
             return forward(*args, **kwargs)
 
         hot_paths = frozenset(path for path, found in below.items() if found)
@@ -392,12 +392,16 @@ class ActivationCache:
         return frozenset(found)
 
     def _still(self, way: _Way) -> bool:
+        """Returns whether a way is valid, and drops what is stored if not."""
+        valid = self._is_valid(way)
+        if not valid:
+            self._sweep()
+        return valid
+
+    def _is_valid(self, way: _Way) -> bool:
         """Returns whether what is stored for a way still is what the model would compute."""
-        checks = {id(each): each for tap in way.program.taps if (each := self._valid.get(tap.name))}
-        if checks and all(each.holds() for each in checks.values()):
-            return True
-        self._sweep()
-        return False
+        checks = [self._valid.get(tap.name) for tap in way.program.taps]
+        return all(each is not None and each.holds() for each in {*checks})
 
     def _sweep(self) -> None:
         """Drops all that is stored and not valid any more."""
@@ -433,7 +437,12 @@ class ActivationCache:
             self._clock.answered[0] += batch.size
             self._clock.answered[1] += time.perf_counter() - start
             return result
-        result = self._record(way, batch, keys, run)
+        random = torch.get_rng_state()
+        try:
+            result = self._record(way, batch, keys, run)
+        except Diverged:
+            torch.set_rng_state(random)
+            result = run()
         self._misses += batch.size
         self._clock.computed[0] += batch.size
         self._clock.computed[1] += time.perf_counter() - start
@@ -459,20 +468,25 @@ class ActivationCache:
     ) -> Any:  # noqa: ANN401
         """Runs a pass and stores what crosses, from the lowest boundary that is stored."""
         with ExitStack() as stack:
-            for below in reversed(way.ahead):
-                values = self._values(below, batch, keys) if below.roots == way.roots else None
-                if values is not None:
-                    sizes = (batch.size, batch.length)
-                    stack.enter_context(
-                        Replay(below.program, below.modules, values, sizes).following()
-                    )
-                    break
+            below = self._below(way, batch, keys)
+            if below is not None:
+                stack.enter_context(below.following())
             waiting = {tap.name for each in (way, *way.ahead) for tap in each.program.taps}
             for each in (*reversed(way.ahead), way):
                 sink = self._sink(each, batch, keys, waiting)
                 recorder = Recorder(each.program, each.modules, sink)
                 stack.enter_context(recorder.following())
             return run()
+
+    def _below(self, way: _Way, batch: Batch, keys: list[int]) -> Replay | None:
+        """Returns what answers for the lower part of the frozen part, if that is stored."""
+        for other in (*way.ahead, *(each for each in self._ways.values() if each is not None)):
+            if other is not way and (other.roots, other.trims) == (way.roots, way.trims):
+                values = self._values(other, batch, keys) if self._is_valid(other) else None
+                if values is not None:
+                    sizes = (batch.size, batch.length)
+                    return Replay(other.program, other.modules, values, sizes)
+        return None
 
     def _sink(
         self, way: _Way, batch: Batch, keys: list[int], waiting: set[str]
@@ -524,7 +538,7 @@ def _stacked(batches: list[Batch]) -> Batch:
     if first.lengths is not None:
         lengths = torch.cat([batch.lengths for batch in batches if batch.lengths is not None])
     size = sum(batch.size for batch in batches)
-    return Batch(leaves, first.spec, first.layout, size, length, lengths)
+    return Batch(leaves, first.layout, size, length, lengths)
 
 
 def _padded(leaf: torch.Tensor, length: int) -> torch.Tensor:

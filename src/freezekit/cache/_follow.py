@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._patches import Forward, patched
 from ._program import Action, Hole, Program, Slot
-from ._trace import LOOKS, flattened, function_name
+from ._trace import LOOKS, Source, flattened, function_name
 
 
 class Diverged(Exception):
@@ -27,14 +27,15 @@ class _Follow(TorchFunctionMode):
         self._counts = dict.fromkeys(program.calls, 0)
         self._at = 0
         self._within = 0
-        self._marked: dict[int, object] = {}
+        self._marks: dict[int, Source] = {}
+        self._kept: list[object] = []
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follows the pass inside the block.
 
         Raises:
-            Diverged: it went another way.
+            Diverged: it went another way, and what was answered may be wrong.
         """
         with patched(self._modules, self._wrap):
             if self._program.functions:
@@ -43,10 +44,10 @@ class _Follow(TorchFunctionMode):
             else:
                 yield
         calls = self._program.calls
-        if any(self._counts[path] != len(found) for path, found in calls.items()):
-            raise Diverged
-        if self._at < len(self._program.functions):
-            raise Diverged
+        if self._at < len(self._program.functions) or any(
+            self._counts[path] != len(found) for path, found in calls.items()
+        ):
+            self._diverge()
 
     def __torch_function__(
         self,
@@ -55,26 +56,38 @@ class _Follow(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        if self._within or not self._counted(args, kwargs) or function_name(func) in LOOKS:
-            return func(*args, **(kwargs or {}))
-        functions = self._program.functions
-        if self._at >= len(functions):
-            return func(*args, **(kwargs or {}))
-        expected, action = functions[self._at]
+        kwargs = kwargs or {}
+        if self._within or self._at >= len(self._program.functions):
+            return func(*args, **kwargs)
+        given = self._given(args, kwargs)
+        if not given or function_name(func) in LOOKS:
+            return func(*args, **kwargs)
+        expected, action = self._program.functions[self._at]
         if expected != func:
-            raise Diverged
+            self._diverge()
+            return func(*args, **kwargs)
         self._at += 1
-        return self._act(action, lambda: func(*args, **(kwargs or {})))
+        return self._act(action, given, lambda: func(*args, **kwargs))
 
-    def _counted(self, args: object, kwargs: object) -> bool:
-        """Returns whether a function takes an output of an event."""
-        return any(id(each) in self._marked for each in flattened((args, kwargs)))
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Source, ...]:
+        """Returns which outputs of events are among some arguments."""
+        marks = self._marks
+        if not marks:
+            return ()
+        flat = flattened((args, kwargs)) if kwargs or any(map(_is_nested, args)) else args
+        return tuple([marks[id(each)] for each in flat if id(each) in marks])
 
-    def _act(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _act(self, action: Action, given: tuple[Source, ...], run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs an event, or answers for it, and remembers its outputs."""
-        result = run() if not action.skip else self._answer(action, run)
-        if action.marks and self._program.functions:
-            self._marked.update((id(leaf), leaf) for leaf in tree_flatten(result)[0])
+        if given != action.given:
+            self._diverge()
+            return run()
+        result = self._answer(action, run) if action.skip else run()
+        if action.marks:
+            for number, leaf in enumerate(tree_flatten(result)[0]):
+                if isinstance(leaf, torch.Tensor):
+                    self._marks[id(leaf)] = (action.at, number)
+                    self._kept.append(leaf)
         return result
 
     def _wrap(self, path: str, forward: Forward) -> Forward:
@@ -85,29 +98,37 @@ class _Follow(TorchFunctionMode):
                 return forward(*args, **kwargs)
             at = self._counts[path]
             self._counts[path] += 1
-            if at >= len(actions):
-                raise Diverged
-            action = actions[at]
+            action = actions[at] if at < len(actions) else None
             if action is None:
                 return forward(*args, **kwargs)
-            return self._inside(lambda: self._act(action, lambda: forward(*args, **kwargs)))
+            self._within += 1
+            try:
+                given = self._given(args, kwargs)
+                return self._act(action, given, lambda: forward(*args, **kwargs))
+            finally:
+                self._within -= 1
 
         return call
-
-    def _inside(self, run: Callable[[], Any]) -> Any:  # noqa: ANN401
-        self._within += 1
-        try:
-            return run()
-        finally:
-            self._within -= 1
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Returns the outputs of an event that can be left out."""
         raise NotImplementedError
 
+    def _diverge(self) -> None:
+        """Is called where the pass goes another way than its program."""
+        raise NotImplementedError
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, list | tuple | dict)
+
 
 class Recorder(_Follow):
-    """Follows a real pass and hands out what is to be stored as soon as it is there."""
+    """Follows a real pass and hands out what is to be stored as soon as it is there.
+
+    Attributes:
+        lost: whether the pass went another way; nothing is handed out from then on.
+    """
 
     def __init__(
         self,
@@ -123,17 +144,21 @@ class Recorder(_Follow):
             sink: gets the number of a tap and its tensor, which it must copy.
         """
         super().__init__(program, modules)
+        self.lost = False
         self._sink = sink
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
         result = run()
         leaves, spec = tree_flatten(result)
         if spec != action.spec:
-            raise Diverged
-        for leaf, place in zip(leaves, action.leaves, strict=True):
-            if isinstance(place, Slot):
+            self._diverge()
+        for leaf, place in zip(leaves, action.leaves, strict=False):
+            if isinstance(place, Slot) and not self.lost:
                 self._sink(place.tap, leaf.detach())
         return result
+
+    def _diverge(self) -> None:
+        self.lost = True
 
 
 class Replay(_Follow):
@@ -172,6 +197,9 @@ class Replay(_Follow):
         ]
         assert action.spec is not None
         return tree_unflatten(leaves, action.spec)
+
+    def _diverge(self) -> None:
+        raise Diverged
 
     def _empty(self, hole: Hole) -> torch.Tensor:
         """Returns a tensor of some shape that takes no memory."""

@@ -9,13 +9,11 @@ from ._program import Program
 
 
 class _Seen(NamedTuple):
-    """A tensor where it stands, and what tells whether it is still the same."""
+    """A tensor, and where it stands."""
 
     table: Mapping[str, Any]
     name: str
     tensor: torch.Tensor
-    version: int
-    place: int
 
 
 class Validity:
@@ -34,23 +32,22 @@ class Validity:
             module = entry.get_submodule(path)
             for table in (module._parameters, module._buffers, module.__dict__):
                 if isinstance(tensor := table.get(name), torch.Tensor):
-                    self._seen.append(_look(table, name, tensor))
+                    self._seen.append(_Seen(table, name, tensor))
+        self._versions = [each.tensor._version for each in self._seen]
+        self._places = [each.tensor.data_ptr() for each in self._seen]
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
 
     def holds(self) -> bool:
         """Returns whether nothing has changed, and nothing of it trains."""
-        for table, name, tensor, version, place in self._seen:
-            if (
-                table.get(name) is not tensor
-                or tensor._version != version
-                or tensor.requires_grad
-                or tensor.data_ptr() != place
-            ):
-                return False
+        seen = self._seen
         return (
-            all(module.training is mode for module, mode in self._modes)
+            all([each.table.get(each.name) is each.tensor for each in seen])
+            and [each.tensor._version for each in seen] == self._versions
+            and [each.tensor.data_ptr() for each in seen] == self._places
+            and not any([each.tensor.requires_grad for each in seen])
+            and all([module.training is mode for module, mode in self._modes])
             and self._kernels == self._kernels_now()
         )
 
@@ -67,8 +64,5 @@ def _seen(modules: Iterable[torch.nn.Module]) -> Iterator[_Seen]:
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if tensor is not None:
-                    yield _look(table, name, tensor)
+                    yield _Seen(table, name, tensor)
 
-
-def _look(table: Mapping[str, Any], name: str, tensor: torch.Tensor) -> _Seen:
-    return _Seen(table, name, tensor, tensor._version, tensor.data_ptr())

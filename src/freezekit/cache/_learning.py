@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from .._gradients import undisturbed
-from ._batch import Batch
+from ._batch import Batch, prefixes
 from ._follow import Diverged, Replay
 from ._program import Program, Sizes, Slot, combine
 from ._refusals import CacheRefusedError, check_module, refuse
@@ -94,8 +94,7 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     lengths = lengths.minimum(torch.tensor((most + [length])[:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
-    kept = torch.arange(length, device=mask.device) < lengths.unsqueeze(1)
-    leaves[batch.layout.mask] = torch.where(kept, mask, torch.zeros_like(mask))
+    leaves[batch.layout.mask] = prefixes(lengths, length).to(mask.dtype)
     found = batch._replace(leaves=leaves, size=5, lengths=lengths)
     if not trims:
         return Probes(found._replace(length=None, lengths=None), None)
@@ -163,7 +162,7 @@ def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch
         value = torch.cat([one, other])[_PROBES[2]]
         if None in tap.row_shape and probes.batch.lengths is not None:
             lengths = probes.batch.lengths[_PROBES[2]].to(value.device)
-            padding = torch.arange(value.shape[1], device=value.device) >= lengths.unsqueeze(1)
+            padding = ~prefixes(lengths, value.shape[1])
             value = value.masked_fill(padding.view(*padding.shape, *[1] * (value.dim() - 2)), 0)
         values.append(value)
     return values

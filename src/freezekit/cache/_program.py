@@ -59,12 +59,16 @@ class Action(NamedTuple):
 
     Attributes:
         skip: whether it is left out.
+        at: its number.
+        given: which outputs of events it takes.
         marks: whether functions count that take its outputs.
         spec: how its outputs are nested.
         leaves: where they come from.
     """
 
     skip: bool
+    at: int
+    given: tuple[Source, ...]
     marks: bool
     spec: TreeSpec | None
     leaves: tuple[Slot | Hole | Given, ...]
@@ -85,7 +89,7 @@ class Program(NamedTuple):
         calls: for each path of a module of which calls matter, what becomes of each call that is
             not within another; None for one that is nothing special.
         functions: the functions of torch outside of these calls that take what events give, up
-            to the last that is left out.
+            to the last that is left out or gives something to a call.
         roots: the arguments that what is stored depends on.
         modules: paths of the modules that are left out, or have a part in what is stored.
         tensors: what else has a part in it: kind, path of the module, and name of a tensor there.
@@ -134,7 +138,8 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
             calls.setdefault(call.path, []).append(action)
     kept = [at for at, event in enumerate(first.events) if event.kind == "function"]
     listed = [(first.events[at].func, actions[at]) for at in kept]
-    while listed and not listed[-1][1].skip:
+    wanted = {at for event in first.events if event.kind == "call" for at, _ in event.given}
+    while listed and not (listed[-1][1].skip or listed[-1][1].at in wanted):
         listed.pop()
     behind = choice.skipped.union(*(first.events[at].behind for at, _ in choice.cuts))
     part = [first.events[at] for at in sorted(behind)]
@@ -167,7 +172,9 @@ def _tensors_in(origin: object) -> Iterator[tuple[str, str, str]]:
 def _check_same(first: Trace, second: Trace) -> None:
     """Raises if two passes went different ways."""
     for one, other in zip(first.events, second.events, strict=False):
-        if (one.kind, one.name) != (other.kind, other.name) or one.spec != other.spec:
+        if (one.kind, one.name, one.given) != (other.kind, other.name, other.given) or (
+            one.spec != other.spec
+        ):
             refuse(
                 "control_flow",
                 f"what is computed depends on the values of the batch: where one batch went "
@@ -246,7 +253,7 @@ class _Choice:
         event = self._events[0][at]
         marks = event.kind == "call" or event.skippable
         if at not in self.skipped:
-            return Action(skip=False, marks=marks, spec=None, leaves=())
+            return Action(False, at, event.given, marks, None, ())
         leaves: list[Slot | Hole | Given] = []
         for number, leaf in enumerate(event.leaves):
             if not isinstance(leaf, torch.Tensor):
@@ -257,7 +264,7 @@ class _Choice:
                 leaves.append(Given(leaf))
             else:
                 leaves.append(Hole(self.dims((at, number)), leaf.dtype, leaf.device))
-        return Action(skip=True, marks=marks, spec=event.spec, leaves=tuple(leaves))
+        return Action(True, at, event.given, marks, event.spec, tuple(leaves))
 
     def _pair(self, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
         at, number = source

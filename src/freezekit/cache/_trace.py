@@ -59,6 +59,7 @@ class Event:
         func: the function.
         skippable: whether its outputs can come from somewhere else.
         arguments: what it got: origins of tensors, and plain values, flat.
+        given: which outputs of events are among that, in order.
         reads: the sources that its outputs depend on.
         roots: the arguments of the pass that they depend on.
         behind: the events that they depend on, its own number among them.
@@ -72,6 +73,7 @@ class Event:
     func: object
     skippable: bool
     arguments: list[Any]
+    given: tuple[Source, ...]
     reads: frozenset[Source]
     roots: frozenset[int]
     behind: frozenset[int]
@@ -119,6 +121,8 @@ class Trace(TorchFunctionMode):
         self._watched = watched
         self._within: int | None = None
         self._looking = False
+        self._marks: dict[int, Source] = {}
+        self._ambient = Known()
         self._keep: list[Any] = [leaves]
         self._born: set[int] = set()
         self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
@@ -172,17 +176,20 @@ class Trace(TorchFunctionMode):
             for tensor, version in zip(tensors, versions, strict=True)
             if _version(tensor) != version
         ]
-        joined = Known() if "_like" in name or "new_" in name else _joined(given)
+        looks = "_like" in name or "new_" in name
+        joined = _joined([self._ambient, *(() if looks else given)])
         known = joined._replace(
             hot=joined.hot or random, sources=frozenset(), origin=self._origin(name, flat)
         )
         event = None
-        if any(each.sources for each in given):
+        if any(id(each) in self._marks for each in tensors):
             event = self._event("function", name, func, flat, joined)
             event.leaves, event.spec = _copied(result)
             same = any(each is one for each in tree_flatten(result)[0] for one in tensors)
             event.skippable = not (known.hot or mutated or same) and self._pays(event, tensors)
             known = known._replace(behind=event.behind)
+        if any(leaf is not None and not _is_tensor(leaf) for leaf in tree_flatten(result)[0]):
+            self._ambient = _joined([self._ambient, known])  # a value: all that follows may use it
         if mutated:
             self._spread(mutated, known)
         for number, tensor in enumerate(tree_flatten(result)[0]):
@@ -191,6 +198,8 @@ class Trace(TorchFunctionMode):
                     place = (len(self.events) - 1, number)
                     sources = frozenset((place,)) if event.skippable else frozenset()
                     known = known._replace(sources=sources, origin=("event", *place))
+                    if event.skippable:
+                        self._marks[id(tensor)] = place
                 self._learn(tensor, known)
         return result
 
@@ -199,7 +208,7 @@ class Trace(TorchFunctionMode):
         out = [leaf for leaf in event.leaves if leaf is not None]
         if not out or not all(_is_tensor(leaf) for leaf in out):
             return False
-        taken = sum(each.nbytes for each in tensors if self._of(each).sources)
+        taken = sum(each.nbytes for each in tensors if id(each) in self._marks)
         return sum(each.nbytes for each in out) <= taken
 
     def _origin(self, name: str, flat: list[Any]) -> tuple[Any, ...]:
@@ -225,6 +234,7 @@ class Trace(TorchFunctionMode):
             func,
             skippable=False,
             arguments=arguments,
+            given=tuple(self._marks[id(each)] for each in flat if id(each) in self._marks),
             reads=joined.sources,
             roots=joined.roots,
             behind=joined.behind | {at},
@@ -291,7 +301,8 @@ class Trace(TorchFunctionMode):
                 return forward(*args, **kwargs)
             flat = [*flattened((args, kwargs))]
             with self._unseen():
-                joined = _joined([self._of(each) for each in flat if _is_tensor(each)])
+                given = [self._of(each) for each in flat if _is_tensor(each)]
+                joined = _joined([self._ambient, *given])
             weighty = path in self._watched.weighty
             if path in self._watched.hot_paths or joined.hot or not (weighty or joined.derived):
                 self.calls.append(Call(path, None, None))
@@ -332,6 +343,7 @@ class Trace(TorchFunctionMode):
                     if taken.get(id(leaf)) == _version(leaf):  # it hands on what it was given
                         sources |= self._of(leaf).sources
                     self._learn(leaf, known._replace(sources=sources, origin=("event", *place)))
+                    self._marks[id(leaf)] = place
         return result
 
 
