@@ -1,0 +1,1 @@
+"""The activation cache: what the frozen part of a model answers, kept."""
