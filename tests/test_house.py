@@ -56,6 +56,10 @@ TIERS = (
     {"_apply", "_checks"},
     {"_diagnose"},
     {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
+    {"cache._arena", "cache._durable", "cache._manifest", "cache._rows"},
+    {"cache._files"},
+    {"cache._store"},
+    {"cache"},
     {"integrations._trainer", "integrations.distributed"},
     {
         "integrations.accelerate",

@@ -1,21 +1,521 @@
+"""Rows of tensors by key: in memory up to a budget, and in a folder that outlives the process."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from array import array
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
 import torch
+
+from ..errors import FreezekitError
+from ._arena import Arena, Budget
+from ._durable import checksum
+from ._files import COLUMNS, Folder, Row
+from ._manifest import Kind, Part
+from ._rows import Batch, Loss, joined
+
+if TYPE_CHECKING:
+    from ._arena import Bytes
+
+
+class Counts:
+    """What a store could not do.
+
+    Attributes:
+        refused: rows that were given and not stored, for want of room or of range.
+        lost: rows in files that were not what was written: missing from then on.
+    """
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.refused = 0
+        self.lost = 0
+
+
+class _Shared:
+    """What the taps of a store share."""
+
+    def __init__(self, memory: int, folder: Folder | None) -> None:
+        self.lock = threading.RLock()
+        self.budget = Budget(memory)
+        self.folder = folder
+        self.counts = Counts()
+
+    def lose(self, rows: int) -> None:
+        """Counts lost rows, and says so the first time."""
+        first = not self.counts.lost
+        self.counts.lost += rows
+        if first and rows and self.folder is not None:
+            warnings.warn(
+                f"{rows} rows of the cache in {self.folder.path} are not what was written: they "
+                "are computed again. Should there be more, nothing will be said, only counted",
+                stacklevel=2,
+            )
+
+
 class Tap:
-    def __init__(s, shape, dtype): s.rows={}; s.shape=shape; s.dtype=dtype
-    def find(s, keys):
-        try: return [s.rows[k] for k in keys]
-        except KeyError: return None
-    def put(s, keys, rows, lengths):
-        for i,k in enumerate(keys):
-            s.rows.setdefault(k, (rows[i] if lengths is None else rows[i,:lengths[i]]).detach().clone())
-    def gather(s, slots, length, device):
-        if length is None: return torch.stack(slots).to(device)
-        out=torch.zeros(len(slots), length, *slots[0].shape[1:], dtype=slots[0].dtype, device=device)
-        for i,r in enumerate(slots): out[i,:len(r)]=r
-        return out
-class Store:
-    def __init__(s, **k): s.taps={}
-    def tap(s,name,shape,dtype): return s.taps.setdefault(name, Tap(shape,dtype))
-    def drop(s,name): s.taps.pop(name,None)
-    def close(s): pass
+    """The rows of one tensor, by key.
+
+    A row has a number, its slot, which it keeps. Rows are given and returned as copies.
+
+    Attributes:
+        name: of the tap.
+        row_shape: the shape of a row, None where each has its own size.
+        dtype: the type in which rows are given and returned.
+        stored_dtype: the type in which they are stored.
+        loss: what that changed.
+    """
+
+    def __init__(
+        self,
+        shared: _Shared,
+        name: str,
+        row_shape: tuple[int | None, ...],
+        dtype: torch.dtype,
+        stored_dtype: torch.dtype,
+    ) -> None:
+        """Opens what the folder holds of it."""
+        self.name = name
+        self.row_shape = row_shape
+        self.dtype = dtype
+        self.stored_dtype = stored_dtype
+        self.loss = Loss()
+        self._shared = shared
+        self._free = tuple(at for at, size in enumerate(row_shape) if size is None)
+        self._ragged = self._free == (0,)
+        # Bytes of a row, or of one position of a ragged one.
+        self._unit = prod(size for size in row_shape if size is not None) * stored_dtype.itemsize
+        self._arena = Arena(shared.budget)
+        self._grid = self._grid_of = torch.empty(0, device="cpu")
+        self._parts: list[Part] = []
+        self._forget()
+        self.refresh()
+
+    def __len__(self) -> int:
+        """Returns how many rows there are."""
+        return len(self._slots)
+
+    def __contains__(self, key: int) -> bool:
+        """Returns whether there is a row with that key."""
+        return key in self._slots
+
     @property
-    def nbytes(s): return sum(r.nbytes for t in s.taps.values() for r in t.rows.values())
+    def nbytes(self) -> int:
+        """How many bytes of rows are in memory."""
+        return self._arena.used
+
+    def find(self, keys: Sequence[int]) -> list[int] | None:
+        """Returns the slot of each key, None if one is missing."""
+        try:
+            return list(map(self._slots.__getitem__, keys))
+        except KeyError:
+            return None
+
+    def missing(self, keys: Sequence[int]) -> list[int]:
+        """Returns the positions of the keys that have no row."""
+        return [position for position, key in enumerate(keys) if key not in self._slots]
+
+    def lengths(self, slots: Sequence[int]) -> list[int]:
+        """Returns the own length of each row, which is its first size."""
+        if self.row_shape and self.row_shape[0] is not None:
+            return [self.row_shape[0]] * len(slots)
+        width = len(self._free)
+        return [self._sizes[slot * width] for slot in slots]
+
+    def put(
+        self, keys: Sequence[int], rows: torch.Tensor, lengths: Sequence[int] | None = None
+    ) -> int:
+        """Stores rows under keys that have none yet, and returns how many it stored.
+
+        Args:
+            keys: one a row, at least 0 and less than 2**128.
+            rows: of shape (B, *row_shape), on any device.
+            lengths: how many positions each row keeps; None: all.
+
+        Raises:
+            FreezekitError: these are not rows of this tap.
+        """
+        batch = Batch(keys, rows, lengths)
+        batch.check(self.row_shape, self.dtype)
+        with self._shared.lock:
+            new: dict[int, int] = {}
+            for position in self.missing(keys):
+                new.setdefault(keys[position], position)
+            found = dict(zip(new, batch.kept(list(new.values())), strict=True))
+            if self.stored_dtype is not self.dtype:
+                found = self.loss.cast(found, self.stored_dtype)
+            stored = self._put(list(found), list(found.values()))
+            self._shared.counts.refused += len(new) - stored
+            return stored
+
+    def gather(
+        self,
+        slots: Sequence[int],
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor | None:
+        """Returns the rows in those slots, stacked in a fresh tensor of shape (B, *sizes).
+
+        A size that is None in `row_shape` is that of the largest of the rows; beyond a row's own
+        end there are zeros.
+
+        Args:
+            slots: from `find`.
+            length: the first size, where `row_shape` has None.
+            device: where to put them.
+
+        Returns:
+            The tensor; None if a row turned out to be corrupted in its file, which is missing from
+            now on: find again.
+
+        Raises:
+            FreezekitError: a row is longer than `length`.
+        """
+        with self._shared.lock:
+            out = self._select(slots)
+            if out is None:
+                sizes = self._sizes_of(slots, length)
+                out = torch.empty((len(slots), *sizes), dtype=self.stored_dtype, device="cpu")
+                lost = self._fill(out, slots) if out.numel() else []
+                if lost:
+                    self._lose(lost)
+                    return None
+        return out.to(device).to(self.dtype)
+
+    def refresh(self) -> None:
+        """Adds what the folder's manifest names and this tap has not read yet."""
+        folder = self._shared.folder
+        if folder is None:
+            return
+        kind = Kind(self.row_shape, _name(self.dtype), _name(self.stored_dtype))
+        with self._shared.lock:
+            parts = folder.declare(self.name, kind)
+            if parts[: len(self._parts)] != self._parts:
+                self.clear()
+            lost = sum(self._load(folder, part) for part in parts[len(self._parts) :])
+            self._parts = list(parts)
+            self._shared.lose(lost)
+
+    def clear(self) -> None:
+        """Forgets all rows; those in files stay there."""
+        with self._shared.lock:
+            self._arena.free()
+            self._parts = []
+            self._forget()
+
+    def _forget(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._keys: list[int] = []
+        self._starts = array("q")  # in memory; -1: not there
+        self._sizes = array("Q")
+        self._names: list[str] = []  # of the data files
+        self._files = array("i")  # in which of them; -1: in none
+        self._offsets = array("q")
+        self._sums = bytearray()
+        self._seen = bytearray()  # whether the checksum agreed, in this process
+
+    def _put(self, keys: Sequence[int], rows: list[torch.Tensor]) -> int:
+        """Stores rows of the stored type, each as long as it is."""
+        if not keys:
+            return 0
+        data: Bytes = joined(rows).numpy()
+        ends, size = [0], self.stored_dtype.itemsize
+        for row in rows:
+            ends.append(ends[-1] + row.numel() * size)
+        sizes = [[row.shape[at] for at in self._free] for row in rows]
+        folder, written, sums = self._shared.folder, None, [bytes(16)] * len(rows)
+        if folder is not None and folder.writing:
+            sums = [checksum(data[ends[at] : ends[at + 1]].data) for at in range(len(rows))]
+            table = [Row(*each) for each in zip(keys, ends, sums, sizes, strict=False)]
+            written = folder.append(self.name, data.data, table)
+        file, first = (-1, 0) if written is None else (self._number(written[0]), written[1])
+        stored = 0
+        for at, key in enumerate(keys):
+            start = self._arena.place(data[ends[at] : ends[at + 1]])
+            if start >= 0 or file >= 0:
+                self._add(key, start, sizes[at])
+                self._place(file, first + ends[at], sums[at])
+                stored += 1
+        return stored
+
+    def _add(self, key: int, start: int, sizes: Sequence[int]) -> None:
+        self._slots[key] = len(self._keys)
+        self._keys.append(key)
+        self._starts.append(start)
+        self._sizes.extend(sizes)
+
+    def _place(self, file: int, offset: int, total: bytes) -> None:
+        if self._shared.folder is not None:
+            self._files.append(file)
+            self._offsets.append(offset)
+            self._sums += total
+            self._seen.append(0)
+
+    def _number(self, file: str) -> int:
+        """Returns the number of a data file in this tap."""
+        if not self._names or self._names[-1] != file:
+            self._names.append(file)
+        return len(self._names) - 1
+
+    def _load(self, folder: Folder, part: Part) -> int:
+        """Adds the rows of a part and returns how many of them are lost."""
+        table = folder.table(part)
+        if table is None:
+            return part.rows
+        width, number, there = COLUMNS + len(self._free), self._number(part.data), folder.size(part)
+        lost = 0
+        for at in range(0, len(table), width):
+            low, high, offset, *total = table[at : at + COLUMNS]
+            sizes = table[at + COLUMNS : at + width]
+            if offset + self._unit * prod(sizes) > there:
+                lost += 1
+                continue
+            self._add(high << 64 | low, -1, sizes)
+            self._place(number, offset, b"".join(each.to_bytes(8, "little") for each in total))
+        return lost
+
+    def _sizes_of(self, slots: Sequence[int], length: int | None) -> list[int]:
+        """Returns the sizes of a row of a batch."""
+        width, found = len(self._free), list(self.row_shape)
+        for column, at in enumerate(self._free):
+            found[at] = max([self._sizes[slot * width + column] for slot in slots], default=0)
+        if length is not None and self._free[:1] == (0,):
+            longest = found[0] or 0
+            if longest > length:
+                raise FreezekitError(
+                    f"a row of tap {self.name} has {longest} positions, {length} were asked for: "
+                    "is its key used for two samples?"
+                )
+            found[0] = length
+        return [size or 0 for size in found]
+
+    def _select(self, slots: Sequence[int]) -> torch.Tensor | None:
+        """Returns rows of one size that are all in memory, None if they are not."""
+        if self._free or not self._unit or not slots:
+            return None
+        starts, unit, arena = self._starts, self._unit, self._arena
+        places = [starts[slot] // unit for slot in slots]
+        if min(places) < 0:
+            return None
+        if self._grid_of is not arena.tensor:
+            self._grid_of = arena.tensor
+            whole = arena.tensor[: len(arena.data) // unit * unit].view(self.stored_dtype)
+            self._grid = whole.view(-1, *self.row_shape)
+        return self._grid.index_select(0, torch.tensor(places, device="cpu"))
+
+    def _fill(self, out: torch.Tensor, slots: Sequence[int]) -> list[int]:
+        """Copies rows into a batch and returns the slots of those that are lost."""
+        if self._free and not self._ragged:
+            return self._fill_free(out, slots)
+        batch: Bytes = out.view(torch.uint8).reshape(len(slots), -1).numpy()
+        if not self._free:
+            pairs = zip(slots, batch, strict=True)
+            return [slot for slot, row in pairs if not self._copy(slot, row)]
+        starts, sizes, unit, arena = self._starts, self._sizes, self._unit, self._arena
+        lost = []
+        for slot, row in zip(slots, batch, strict=True):
+            count, start = sizes[slot] * unit, starts[slot]
+            if start >= 0:
+                row[:count] = arena.data[start : start + count]  # which copying one may move
+            elif not self._copy(slot, row[:count]):
+                lost.append(slot)
+            row[count:] = 0
+        return lost
+
+    def _fill_free(self, out: torch.Tensor, slots: Sequence[int]) -> list[int]:
+        width, lost = len(self._free), []
+        for slot, place in zip(slots, out.zero_(), strict=True):
+            sizes = list(self.row_shape)
+            for column, at in enumerate(self._free):
+                sizes[at] = self._sizes[slot * width + column]
+            row = torch.empty([size or 0 for size in sizes], dtype=out.dtype, device="cpu")
+            if row.numel() and not self._copy(slot, row.reshape(-1).view(torch.uint8).numpy()):
+                lost.append(slot)
+            place[tuple(slice(size) for size in row.shape)] = row
+        return lost
+
+    def _copy(self, slot: int, into: Bytes) -> bool:
+        """Copies one row from wherever it is; false if it is not what was written."""
+        start, folder = self._starts[slot], self._shared.folder
+        if start >= 0:
+            into[:] = self._arena.data[start : start + len(into)]
+            return True
+        if folder is None or not len(into):
+            return not len(into)
+        if not folder.read(self._names[self._files[slot]], self._offsets[slot], into.data):
+            return False
+        if not self._seen[slot]:
+            if checksum(into.data) != self._sums[16 * slot : 16 * slot + 16]:
+                return False
+            self._seen[slot] = 1
+        self._starts[slot] = self._arena.place(into)
+        return True
+
+    def _lose(self, slots: Sequence[int]) -> None:
+        lost = {self._keys[slot]: slot for slot in slots}
+        for key, slot in lost.items():
+            if self._slots.get(key) == slot:
+                del self._slots[key]
+        self._shared.lose(len(lost))
+
+
+class Store:
+    """Taps, in memory up to a budget and, with a folder, in files.
+
+    With a folder each row is written to it when it is given, and lasts from the next `flush`, which
+    comes by itself at `close`, with the last reference, at the end of the interpreter, and now and
+    then. Rows beyond the budget of memory are read from there. Without a folder they are not
+    stored, only counted.
+
+    One process at a time writes to a folder. Any other opens it `readonly`: it finds what was
+    flushed, and keeps what it is given in memory alone.
+
+    Attributes:
+        counts: rows refused and lost.
+
+    Example:
+        >>> import torch
+        >>> from freezekit.cache._store import Store
+        >>> store = Store(memory=1 << 20)
+        >>> tap = store.tap("5eed", (None, 2), torch.float32)
+        >>> tap.put([7, 8], torch.ones(2, 3, 2), lengths=[3, 1])
+        2
+        >>> tap.gather(tap.find([8]), length=2)
+        tensor([[[1., 1.],
+                 [0., 0.]]])
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: int,
+        folder: Path | None = None,
+        disk: int | None = None,
+        dtype: torch.dtype | None = None,
+        fingerprint: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Opens a store.
+
+        Args:
+            memory: how many bytes of rows to hold in memory.
+            folder: where to keep them; created if need be.
+            disk: how many bytes of rows to write there; None: any number.
+            dtype: a smaller floating type in which to store what is floating.
+            fingerprint: what the rows depend on. A folder that was made with something else is
+                refused.
+
+        Raises:
+            FreezekitError: the folder cannot be used, or holds something else.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise FreezekitError(f"rows cannot be stored as {dtype}: give a floating type, or none")
+        opened = None if folder is None else Folder(Path(folder), fingerprint, disk)
+        self._shared = _Shared(memory, opened)
+        self._dtype = dtype
+        self._taps: dict[str, Tap] = {}
+        self._closing = None if opened is None else weakref.finalize(self, opened.close)
+        self.counts = self._shared.counts
+
+    @property
+    def readonly(self) -> bool:
+        """Whether there is a folder and another process writes to it."""
+        folder = self._shared.folder
+        return folder is not None and folder.readonly
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of rows are in memory."""
+        return self._shared.budget.used
+
+    @property
+    def file_bytes(self) -> int:
+        """How many bytes of rows are in files."""
+        folder = self._shared.folder
+        return 0 if folder is None else folder.nbytes
+
+    @property
+    def rows(self) -> int:
+        """How many rows the opened taps have."""
+        return sum(map(len, self._taps.values()))
+
+    def tap(self, name: str, row_shape: Sequence[int | None], dtype: torch.dtype) -> Tap:
+        """Returns a tap, new or with the rows it has.
+
+        Args:
+            name: in hexadecimal digits, as of a hash.
+            row_shape: the shape of a row, None where each has its own size.
+            dtype: of the rows.
+
+        Raises:
+            FreezekitError: the name is none, or rows of another kind are stored under it.
+        """
+        if not name or set(name) - set("0123456789abcdef"):
+            raise FreezekitError(f"{name!r} cannot name a tap: give hexadecimal digits")
+        known = self._taps.get(name)
+        if known is None:
+            stored = self._stored(dtype)
+            known = self._taps[name] = Tap(self._shared, name, tuple(row_shape), dtype, stored)
+        if (known.row_shape, known.dtype) != (tuple(row_shape), dtype):
+            raise FreezekitError(
+                f"tap {name} has rows of shape {known.row_shape} and {known.dtype}, not of "
+                f"{tuple(row_shape)} and {dtype}: drop it first"
+            )
+        return known
+
+    def drop(self, name: str) -> None:
+        """Deletes a tap and its rows, from the folder too unless another process writes to it."""
+        self._drop([name])
+
+    def clear(self) -> None:
+        """Deletes all taps and their rows, from the folder too unless another writes to it."""
+        folder = self._shared.folder
+        saved = () if folder is None else folder.manifest.taps
+        self._drop(list(dict.fromkeys((*self._taps, *saved))))
+
+    def flush(self) -> None:
+        """Makes what was given so far last, if there is a folder."""
+        with self._shared.lock:
+            if self._shared.folder is not None:
+                self._shared.folder.flush()
+
+    def refresh(self) -> None:
+        """Finds what the process that writes to the folder has flushed since.
+
+        Raises:
+            FreezekitError: the folder is damaged, or now holds something else.
+        """
+        with self._shared.lock:
+            if self._shared.folder is not None and self.readonly:
+                self._shared.folder.refresh()
+                for tap in self._taps.values():
+                    tap.refresh()
+
+    def close(self) -> None:
+        """Flushes, lets another process write, and forgets all rows in memory."""
+        with self._shared.lock:
+            if self._closing is not None:
+                self._closing()
+            for tap in self._taps.values():
+                tap.clear()
+
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        smaller = self._dtype is not None and self._dtype.itemsize < dtype.itemsize
+        return self._dtype if self._dtype and smaller and dtype.is_floating_point else dtype
+
+    def _drop(self, names: Sequence[str]) -> None:
+        with self._shared.lock:
+            for tap in [self._taps.pop(name) for name in names if name in self._taps]:
+                tap.clear()
+            if self._shared.folder is not None:
+                self._shared.folder.drop(names)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
