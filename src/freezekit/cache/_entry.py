@@ -16,11 +16,14 @@ class Entry:
 
     Looks like the forward it stands in for. Copies and pickles of the model keep it, and there it
     only calls that forward.
+
+    Attributes:
+        module: the module.
     """
 
     def __init__(self, module: torch.nn.Module, answer: Answer) -> None:
         """Places itself as the module's own `forward`."""
-        self._module = module
+        self.module = module
         self._before: Forward | None = module.__dict__.get("forward")
         self._answer: Answer | None = answer
         self.__signature__ = inspect.signature(module.forward)
@@ -31,7 +34,7 @@ class Entry:
         """The forward that it stands in for."""
         if self._before is not None:
             return self._before
-        forward: Forward = type(self._module).forward.__get__(self._module)
+        forward: Forward = type(self.module).forward.__get__(self.module)
         return forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -43,7 +46,7 @@ class Entry:
     def remove(self) -> None:
         """Puts back what stood there; something placed over it since keeps calling through it."""
         self._answer = None
-        own = self._module.__dict__
+        own = self.module.__dict__
         if own.get("forward") is self:
             if self._before is None:
                 del own["forward"]
@@ -58,4 +61,4 @@ class Entry:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.__signature__ = inspect.signature(type(self._module).forward)
+        self.__signature__ = inspect.signature(type(self.module).forward)

@@ -104,7 +104,7 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
 def _traced(watched: Pass, probes: Probes, number: int) -> Trace:
     leaves = probes.leaves(number)
     trace = Trace(watched, leaves, probes.batch.layout.labels)
-    with _untouched(watched.entry):
+    with untouched(watched.entry):
         trace.run(leaves)
     return trace
 
@@ -170,7 +170,7 @@ def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch
 
 def _outcome(watched: Pass, leaves: list[Any], replay: Replay | None) -> Outcome:
     """Returns the tensors a pass gives, and the gradients of what trains."""
-    with _untouched(watched.entry):
+    with untouched(watched.entry):
         torch.manual_seed(0)
         if replay is None:
             result = watched.run(leaves)
@@ -208,10 +208,10 @@ def _compare(real: Outcome, found: Outcome) -> None:
         largest = max((_size(one) for one in ones if one is not None), default=0.0)
         for one, other in zip(ones, others, strict=True):
             if one is None or other is None:
-                differs = (one is None) != (other is None)
+                unlike = (one is None) != (other is None)
             else:
-                differs = _differs(one, other, _FLOOR * largest)
-            if differs:
+                unlike = differs(one, other, _FLOOR * largest)
+            if unlike:
                 refuse(
                     "interactions",
                     f"{kind} differs between a batch and the same rows stored from other batches: "
@@ -220,7 +220,7 @@ def _compare(real: Outcome, found: Outcome) -> None:
                 )
 
 
-def _differs(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
+def differs(one: torch.Tensor, other: torch.Tensor, least: float = 0.0) -> bool:
     """Returns whether two results differ by more than rounding.
 
     Args:
@@ -264,7 +264,7 @@ def _refuse_no_prefix(watched: Pass) -> NoReturn:
 
 
 @contextmanager
-def _untouched(module: torch.nn.Module) -> Iterator[None]:
+def untouched(module: torch.nn.Module) -> Iterator[None]:
     """Leaves no trace of the passes inside, in buffers neither."""
     before = [(each, each._version, each.detach().clone()) for each in module.buffers()]
     with undisturbed(module):

@@ -1,0 +1,60 @@
+"""Batches that are made anew: joined, sorted by length, cut where only padding is left."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ._batch import Batch
+
+
+def refilled(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
+    """Yields the rows of some batches in new ones, those of like length together.
+
+    Args:
+        batches: of any forms.
+        size: rows of the new ones.
+    """
+    forms: dict[object, list[Batch]] = {}
+    for batch in batches:
+        forms.setdefault(batch.form(), []).append(batch)
+    for some in forms.values():
+        joined = _joined(some)
+        order = torch.arange(joined.size)
+        if joined.lengths is not None:
+            order = joined.lengths.cpu().argsort(descending=True, stable=True)
+        for rows in order.split(size):
+            yield part(joined, rows)
+
+
+def part(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Returns some rows of a batch (n,), cut to the longest of them."""
+    if batch.lengths is None:
+        return batch._replace(leaves=batch.taken(rows, None), size=len(rows))
+    lengths = batch.lengths[rows.to(batch.lengths.device)]
+    length = max(1, int(lengths.max()))
+    leaves = batch.taken(rows, length)
+    return batch._replace(leaves=leaves, size=len(rows), length=length, lengths=lengths)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Returns batches of one form as one, padded with zeros to the longest."""
+    first = batches[0]
+    length = None if first.length is None else max(batch.length or 0 for batch in batches)
+    leaves = list(first.leaves)
+    for at in range(len(leaves)):
+        if first.rows_at(at):
+            parts = [batch.leaves[at] for batch in batches]
+            if first.follows_length(at) and length is not None:
+                parts = [_padded(each, length) for each in parts]
+            leaves[at] = torch.cat(parts)
+    lengths = None
+    if first.lengths is not None:
+        lengths = torch.cat([batch.lengths for batch in batches if batch.lengths is not None])
+    return Batch(leaves, first.layout, sum(batch.size for batch in batches), length, lengths)
+
+
+def _padded(leaf: torch.Tensor, length: int) -> torch.Tensor:
+    missing = length - leaf.shape[1]
+    if not missing:
+        return leaf
+    return torch.cat([leaf, leaf.new_zeros(len(leaf), missing, *leaf.shape[2:])], 1)

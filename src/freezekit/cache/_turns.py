@@ -1,0 +1,67 @@
+"""When to compute a row again, and when to give up: counted in rows and epochs."""
+
+import warnings
+
+import torch
+
+from .._apply import AppliedPlan
+
+_PATIENCE = 32
+"""Passes of another epoch than the first without a single row that is stored."""
+
+
+class Turns:
+    """Counts what decides about audits, and about whether storing is worth it.
+
+    Attributes:
+        over: whether the cache has stepped aside for good.
+        random: draws the rows that are computed again, and disturbs no other generator.
+    """
+
+    def __init__(self, applied: AppliedPlan) -> None:
+        """Counts from the clock of a plan."""
+        self.over = False
+        self.random = torch.Generator().manual_seed(0)
+        self._applied = applied
+        self._phase = applied.phase
+        self._since = 0
+        self._first: int | None = None
+        self._misses = 0
+
+    def is_due(self, rows: int, every: int) -> bool:
+        """Counts answered rows and returns whether one of them is to be computed again."""
+        self._since += rows
+        if self._since < every:
+            return False
+        self._since = 0
+        return True
+
+    def hit(self) -> None:
+        """Notes that a batch was stored: its inputs come again."""
+        self._misses = 0
+        self._first = None
+
+    def missed(self, rows: int) -> bool:
+        """Notes that a batch was not stored, and returns whether to give up.
+
+        Inputs that are new in every epoch, as augmented ones are, will never be answered. The
+        first epoch of a phase is to fill the store; after that, none in so many is a sign.
+        """
+        epoch = self._applied._clock[0]
+        if self._applied.phase is not self._phase:
+            self._phase, self._first, self._misses = self._applied.phase, None, 0
+        if self._first is None:
+            self._first = epoch
+        if epoch is None or self._first is None or epoch <= self._first:
+            return False
+        self._misses += 1
+        if self._misses < _PATIENCE:
+            return False
+        self.over = True
+        warnings.warn(
+            f"the cache steps aside: none of the last {self._misses} batches had rows that are "
+            f"stored since epoch {self._first}. Inputs that change each time (augmentation, random "
+            "masking) cannot be answered; augment after the frozen part, or close the cache",
+            stacklevel=2,
+        )
+        return True

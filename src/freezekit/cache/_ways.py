@@ -1,0 +1,223 @@
+"""How passes go: learned once for each phase, form of batch and set of modes."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_unflatten
+
+from .._apply import AppliedPlan
+from .._digest import digest
+from ._batch import Batch
+from ._guards import Validity
+from ._learning import learn
+from ._patches import Forward
+from ._program import Program, Tap
+from ._refusals import CacheRefusedError
+from ._store import Store
+from ._trace import Pass
+
+_FORMS = 64
+"""How many forms of batches are learned in one phase."""
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """How passes of one form go in one phase.
+
+    Attributes:
+        program: what is left out and what is stored.
+        trims: whether rows are stored without their padding.
+        modules: the modules whose calls matter, by path.
+        roots: the labels of the arguments that what is stored depends on.
+        ahead: the ways of later phases, whose taps are stored along with this one's.
+    """
+
+    program: Program
+    trims: bool
+    modules: list[tuple[str, torch.nn.Module]]
+    roots: tuple[str, ...]
+    ahead: list[Way] = field(default_factory=list)
+
+    def taps(self) -> Iterator[Tap]:
+        """Yields what is stored in a pass: for this phase, then for later ones."""
+        for way in (self, *self.ahead):
+            yield from way.program.taps
+
+
+class Ways:
+    """Learns how passes go, and forgets what does not hold any more.
+
+    Attributes:
+        started: whether anything was answered; until then a refusal is an error.
+    """
+
+    def __init__(
+        self, applied: AppliedPlan, entry: torch.nn.Module, store: Store, *, durable: bool
+    ) -> None:
+        """Nothing is learned yet.
+
+        Args:
+            applied: the plan that says what trains.
+            entry: the module whose calls are passes.
+            store: where rows are dropped that are not valid any more.
+            durable: whether rows outlive the process, so that weights are part of their names.
+        """
+        self._applied = applied
+        self._entry = entry
+        self._store = store
+        self._modules = [*entry.modules()]
+        self._known: dict[Any, Way | None] = {}
+        self._whole: set[Any] = set()
+        self._valid: dict[str, Validity] = {}
+        self._digests: dict[int, tuple[int, int, bytes]] = {}
+        self._phase = applied.phase
+        self._durable = durable
+        self.started = False
+
+    def of(self, forward: Forward, batch: Batch) -> tuple[Way | None, Batch]:
+        """Returns how to go about a batch, None if as ever, and the batch as it is to be read.
+
+        Raises:
+            CacheRefusedError: there is no way, and nothing was answered yet.
+        """
+        if self._applied.phase is not self._phase:
+            self._phase = self._applied.phase
+            self._sweep()
+        form = batch.form()
+        if form in self._whole:
+            batch = batch._replace(length=None, lengths=None)
+            form = batch.form()
+        modes = bytes([module.training for module in self._modules])
+        precision = _precision(batch)
+        key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
+        if key in self._known:
+            way = self._known[key]
+            if way is None or self._still(way):
+                return way, batch
+        elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
+            return None, batch
+        way = self._learned(forward, batch, precision)
+        if way is not None and not way.trims and batch.length is not None:
+            self._whole.add(form)
+            batch = batch._replace(length=None, lengths=None)
+            key = (key[0], batch.form(), *key[2:])
+        self._known[key] = way
+        return way, batch
+
+    def others(self, way: Way) -> Iterator[Way]:
+        """Yields the valid ways whose values are of use for another, the nearest first."""
+        earlier = (each for each in reversed(self._known.values()) if each is not None)
+        for other in (*way.ahead, *earlier):
+            alike = (other.roots, other.trims) == (way.roots, way.trims)
+            if other is not way and alike and self._is_valid(other):
+                yield other
+
+    def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
+        """Returns a way that was proven; warns, or raises before anything was answered, if none."""
+        now = self._phase.index
+        try:
+            way = self._prepared(forward, batch, precision, self._hot(now, now))
+        except CacheRefusedError as error:
+            if not self.started:
+                raise
+            warnings.warn(f"{error}; going on without it", stacklevel=2)
+            return None
+        for index in range(now + 1, len(self._applied.resolved.phases)):
+            try:
+                ahead = self._prepared(forward, batch, precision, self._hot(now, index))
+            except CacheRefusedError:
+                continue  # It says so when that phase begins.
+            known = {tap.name for tap in way.taps()}
+            same = (ahead.trims, ahead.roots) == (way.trims, way.roots)
+            if same and any(tap.name not in known for tap in ahead.program.taps):
+                way.ahead.append(ahead)
+        return way
+
+    def _prepared(
+        self, forward: Forward, batch: Batch, precision: str, hot: frozenset[int]
+    ) -> Way:
+        entry = self._entry
+        weighty, hot_paths = set(), set()
+        for path, module in entry.named_modules():
+            identities = {id(each) for each in module.parameters()}
+            if identities:
+                weighty.add(path)
+            if not hot.isdisjoint(identities):
+                hot_paths.add(path)
+
+        def run(leaves: Sequence[Any]) -> Any:  # noqa: ANN401
+            args, kwargs = tree_unflatten(list(leaves), batch.layout.spec)
+            return forward(*args, **kwargs)
+
+        watched = Pass(entry, run, hot, frozenset(hot_paths), frozenset(weighty))
+        program, trims = learn(watched, batch)
+        validity = Validity(entry, program)
+        salt = [precision, *(self._contents(validity) if self._durable else ())]
+        program = program._replace(taps=tuple(_salted(tap, salt) for tap in program.taps))
+        for tap in program.taps:
+            self._valid.setdefault(tap.name, validity)
+        modules = [(path, entry.get_submodule(path)) for path in program.calls]
+        roots = tuple(batch.layout.labels[at] for at in sorted(program.roots))
+        return Way(program, trims, modules, roots)
+
+    def _hot(self, first: int, last: int) -> frozenset[int]:
+        """Returns the identities of what trains now or in some phase of a stretch."""
+        applied = self._applied
+        names: set[str] = set()
+        for phase in applied.resolved.phases[first : last + 1]:
+            names |= phase.trainable
+        rows = (applied.resolved._row_of[name] for name in names)
+        found = {id(applied._writer.parameter(row)) for row in rows}
+        found |= {id(each) for each in self._entry.parameters() if each.requires_grad}
+        return frozenset(found)
+
+    def _contents(self, validity: Validity) -> Iterator[str]:
+        """Yields a digest of each tensor that matters, computed anew only where it changed."""
+        for tensor in validity.tensors():
+            state = (tensor._version, tensor.data_ptr())
+            known = self._digests.get(id(tensor))
+            if known is None or known[:2] != state:
+                known = self._digests[id(tensor)] = (*state, digest(tensor))
+            yield known[2].hex()
+
+    def _still(self, way: Way) -> bool:
+        """Returns whether a way is valid, and drops what is stored if not."""
+        valid = self._is_valid(way)
+        if not valid:
+            self._sweep()
+        return valid
+
+    def _is_valid(self, way: Way) -> bool:
+        """Returns whether what is stored for a way still is what the model would compute."""
+        checks = [self._valid.get(tap.name) for tap in way.program.taps]
+        return all(each is not None and each.holds() for each in {*checks})
+
+    def _sweep(self) -> None:
+        """Drops all that is stored and not valid any more."""
+        verdicts = {each: each.holds() for each in {*self._valid.values()}}
+        for name, validity in [*self._valid.items()]:
+            if not verdicts[validity]:
+                self._store.drop(name)
+                del self._valid[name]
+
+
+def _salted(tap: Tap, salt: Sequence[str]) -> Tap:
+    text = "\n".join((tap.name, *salt))
+    return tap._replace(name=hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+
+
+def _precision(batch: Batch) -> str:
+    """Returns in what precision things are computed now, beyond the dtypes of tensors."""
+    kinds = {each.device.type for each in batch.leaves if isinstance(each, torch.Tensor)}
+    cast = (
+        f"{kind} {torch.get_autocast_dtype(kind)}"
+        for kind in sorted(kinds)
+        if torch.is_autocast_enabled(kind)
+    )
+    return " ".join((torch.get_float32_matmul_precision(), *cast))
