@@ -73,6 +73,7 @@ class Ways:
         self._store = store
         self._modules = [*entry.modules()]
         self._known: dict[Any, Way | None] = {}
+        self._proven: dict[Any, Way] = {}
         self._whole: set[Any] = set()
         self._valid: dict[str, Validity] = {}
         self._digests: dict[int, tuple[int, int, bytes]] = {}
@@ -129,8 +130,11 @@ class Ways:
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
         for index in range(now + 1, len(self._applied.resolved.phases)):
+            hot = self._hot(now, index)
+            ahead = self._proven.get((hot, batch.form(), precision))
             try:
-                ahead = self._prepared(forward, batch, precision, self._hot(now, index))
+                if ahead is None or not self._is_valid(ahead):
+                    ahead = self._prepared(forward, batch, precision, hot)
             except CacheRefusedError:
                 continue  # It says so when that phase begins.
             known = {tap.name for tap in way.taps()}
@@ -164,7 +168,8 @@ class Ways:
             self._valid.setdefault(tap.name, validity)
         modules = [(path, entry.get_submodule(path)) for path in program.calls]
         roots = tuple(batch.layout.labels[at] for at in sorted(program.roots))
-        return Way(program, trims, modules, roots)
+        way = self._proven[hot, batch.form(), precision] = Way(program, trims, modules, roots)
+        return way
 
     def _hot(self, first: int, last: int) -> frozenset[int]:
         """Returns the identities of what trains now or in some phase of a stretch."""
