@@ -258,7 +258,7 @@ class Folder:
             growing.table.byteswap()
         shape = (growing.rows, len(growing.table) // growing.rows)
         content = _durable.header("<u8", shape) + growing.table.tobytes()
-        _durable.replace(table, content)
+        _durable.write_new(table, content)
         part = Part(
             growing.path.name, table.name, growing.rows, growing.size,
             _durable.checksum(content).hex(),

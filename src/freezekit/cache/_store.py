@@ -24,6 +24,15 @@ from ._rows import Batch, Loss, joined
 if TYPE_CHECKING:
     from ._arena import Bytes
 
+# By size, a type that torch selects rows of.
+_SELECTABLE = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.float32,
+    8: torch.float64,
+    16: torch.complex128,
+}
+
 
 class Counts:
     """What a store could not do.
@@ -187,7 +196,9 @@ class Tap:
                 if lost:
                     self._lose(lost)
                     return None
-        return out.to(device).to(self.dtype)
+        if torch.device(device).type != "cpu":
+            out = out.to(device)
+        return out if out.dtype is self.dtype else out.to(self.dtype)
 
     def refresh(self) -> None:
         """Adds what the folder's manifest names and this tap has not read yet."""
@@ -214,6 +225,7 @@ class Tap:
         self._slots: dict[int, int] = {}
         self._keys: list[int] = []
         self._starts = array("q")  # in memory; -1: not there
+        self._dense = True  # of fixed rows: each is in memory, and its slot says where
         self._sizes = array("Q")
         self._names: list[str] = []  # of the data files
         self._files = array("i")  # in which of them; -1: in none
@@ -246,6 +258,7 @@ class Tap:
         return stored
 
     def _add(self, key: int, start: int, sizes: Sequence[int]) -> None:
+        self._dense = self._dense and start == len(self._keys) * self._unit
         self._slots[key] = len(self._keys)
         self._keys.append(key)
         self._starts.append(start)
@@ -301,14 +314,16 @@ class Tap:
         if self._free or not self._unit or not slots:
             return None
         starts, unit, arena = self._starts, self._unit, self._arena
-        places = [starts[slot] // unit for slot in slots]
-        if min(places) < 0:
+        places = slots if self._dense else [starts[slot] // unit for slot in slots]
+        if not self._dense and min(places) < 0:
             return None
         if self._grid_of is not arena.tensor:
             self._grid_of = arena.tensor
-            whole = arena.tensor[: len(arena.data) // unit * unit].view(self.stored_dtype)
-            self._grid = whole.view(-1, *self.row_shape)
-        return self._grid.index_select(0, torch.tensor(places, device="cpu"))
+            whole = arena.tensor[: len(arena.data) // unit * unit]
+            self._grid = whole.view(_SELECTABLE[self.stored_dtype.itemsize])
+            self._grid = self._grid.view(-1, *self.row_shape)
+        out = self._grid.index_select(0, torch.tensor(places, device="cpu"))
+        return out if out.dtype is self.stored_dtype else out.view(self.stored_dtype)
 
     def _fill(self, out: torch.Tensor, slots: Sequence[int]) -> list[int]:
         """Copies rows into a batch and returns the slots of those that are lost."""
