@@ -58,6 +58,7 @@ TIERS = (
     {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
     {"cache._arena", "cache._durable", "cache._manifest", "cache._rows"},
     {"cache._files"},
+    {"cache._tap"},
     {"cache._store"},
     {"cache"},
     {"integrations._trainer", "integrations.distributed"},

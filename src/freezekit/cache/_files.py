@@ -30,10 +30,10 @@ _OURS = re.compile(r"tap-[0-9a-f]+-\d+(-table)?\.npy|manifest\.json\.new")
 _FLUSHED_AT = 1 << 26
 _OPEN = 64
 _LOW = (1 << 64) - 1
-_DESCR = {
-    "bool": "|b1", "uint8": "|u1", "int8": "|i1",
-    "float16": "<f2", "float32": "<f4", "float64": "<f8", "complex64": "<c8", "complex128": "<c16",
-    "int16": "<i2", "int32": "<i4", "int64": "<i8",
+_ORDER = "<" if sys.byteorder == "little" else ">"
+_LETTERS = {
+    "bool": "b", "uint8": "u", "uint16": "u", "uint32": "u", "uint64": "u",
+    "float16": "f", "float32": "f", "float64": "f", "complex64": "c", "complex128": "c",
 }  # fmt: skip
 
 
@@ -73,6 +73,7 @@ class Folder:
         Raises:
             FreezekitError: it cannot be created or read, or its rows depend on something else.
         """
+        fingerprint = {**fingerprint, "byte order": sys.byteorder}
         self.path = path
         self._limit = limit
         self._process = os.getpid()
@@ -250,7 +251,8 @@ class Folder:
         """Completes a data file and writes its table."""
         saved = self.manifest.taps[name]
         size = getattr(torch, saved.kind.stored).itemsize
-        descr = _DESCR.get(saved.kind.stored, f"<i{size}" if size > 1 else "|u1")
+        letter = _LETTERS.get(saved.kind.stored, "i")
+        descr = f"{_ORDER if size > 1 else '|'}{letter}{size}"
         _durable.write_at(growing.descriptor, _durable.header(descr, (growing.size // size,)), 0)
         os.fsync(growing.descriptor)
         table = growing.path.with_name(growing.path.stem + "-table.npy")
