@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from freezekit import FreezekitError
 from freezekit.cache._rows import predicted_bytes
-from freezekit.cache._store import Store, Tap
+from freezekit.cache._store import Store
 
 DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.bool,
@@ -58,13 +58,6 @@ def padded(rows: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     for place, row in zip(out, rows, strict=True):
         place[tuple(slice(size) for size in row.shape)] = row
     return out
-
-
-def get(tap: Tap, key: int, length: int | None = None) -> torch.Tensor | None:
-    """Returns one row, None if it is missing."""
-    slots = tap.find([key])
-    out = None if slots is None else tap.gather(slots, length)
-    return None if out is None else out[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,6 +130,7 @@ def test_a_store_is_a_dict_of_rows(
             elif verb == "get":
                 slots = tap.find(keys)
                 assert (slots is None) == bool(set(keys) - set(rows)) == bool(tap.missing(keys))
+                assert (tap.get(keys) is None) == (slots is None)
                 if slots is not None:
                     assert tap.lengths(slots) == [len(rows[key]) for key in keys]
                     wanted = padded([rows[key] for key in keys], (5, 2))
@@ -251,6 +245,9 @@ def test_memory_stays_within_its_budget() -> None:
         6000,
     )
     assert first.find([0]) is None
+    for tap in (first, store.tap("c", (3,), torch.float32), second):
+        with pytest.raises(IndexError):
+            tap.gather([len(tap)])
     store.clear()
     assert (store.nbytes, store.rows) == (0, 0)
 
@@ -317,9 +314,9 @@ def test_what_is_read_from_files_moves_into_memory(
     for path in tmp_path.glob("tap-*"):
         os.truncate(path, 0)
     with pytest.warns(UserWarning, match="are not what was written"):
-        left = [key for key in range(60) if get(tap, key) is not None]
+        left = [key for key in range(60) if tap.get([key]) is not None]
     assert (len(left), store.counts.lost) == (40, 20)
-    assert all(same(get(tap, key), rows[key]) for key in left)
+    assert all(same(tap.get([key]), rows[key : key + 1]) for key in left)
     store.close()
 
 

@@ -56,7 +56,7 @@ TIERS = (
     {"_apply", "_checks"},
     {"_diagnose"},
     {"_report._data", "_simulation", "integrations", "recipes", "scoring"},
-    {"cache._arena", "cache._durable", "cache._manifest", "cache._rows"},
+    {"cache._arena", "cache._durable", "cache._manifest", "cache._rows", "cache._slots"},
     {"cache._files"},
     {"cache._tap"},
     {"cache._store"},

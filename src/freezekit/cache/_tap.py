@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from array import array
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from ._durable import checksum
 from ._files import COLUMNS, Folder, Row
 from ._manifest import Kind, Part
 from ._rows import Batch, Loss, joined
+from ._slots import Slots
 
 if TYPE_CHECKING:
     from ._arena import Bytes
@@ -102,16 +102,16 @@ class Tap:
         self._arena = Arena(shared.budget)
         self._grid = self._grid_of = torch.empty(0, device="cpu")
         self._parts: list[Part] = []
-        self._forget()
+        self._slots = Slots(len(self._free), self._unit)
         self.refresh()
 
     def __len__(self) -> int:
         """Returns how many rows there are."""
-        return len(self._slots)
+        return len(self._slots.of)
 
     def __contains__(self, key: int) -> bool:
         """Returns whether there is a row with that key."""
-        return key in self._slots
+        return key in self._slots.of
 
     @property
     def nbytes(self) -> int:
@@ -121,20 +121,19 @@ class Tap:
     def find(self, keys: Sequence[int]) -> list[int] | None:
         """Returns the slot of each key, None if one is missing."""
         try:
-            return list(map(self._slots.__getitem__, keys))
+            return list(map(self._slots.of.__getitem__, keys))
         except KeyError:
             return None
 
     def missing(self, keys: Sequence[int]) -> list[int]:
         """Returns the positions of the keys that have no row."""
-        return [position for position, key in enumerate(keys) if key not in self._slots]
+        return [position for position, key in enumerate(keys) if key not in self._slots.of]
 
     def lengths(self, slots: Sequence[int]) -> list[int]:
         """Returns the own length of each row, which is its first size."""
         if self.row_shape and self.row_shape[0] is not None:
             return [self.row_shape[0]] * len(slots)
-        width = len(self._free)
-        return [self._sizes[slot * width] for slot in slots]
+        return [self._slots.own(slot)[0] for slot in slots]
 
     def put(
         self, keys: Sequence[int], rows: torch.Tensor, lengths: Sequence[int] | None = None
@@ -174,7 +173,7 @@ class Tap:
         end there are zeros.
 
         Args:
-            slots: from `find`.
+            slots: from `find`, since when no other thread has cleared or refreshed the store.
             length: the first size, where `row_shape` has None.
             device: where to put them.
 
@@ -198,6 +197,26 @@ class Tap:
             out = out.to(device)
         return out if out.dtype is self.dtype else out.to(self.dtype)
 
+    def get(
+        self,
+        keys: Sequence[int],
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor | None:
+        """Returns the rows of those keys as `gather` does, None if one is missing.
+
+        Args:
+            keys: any that `put` takes, one also twice.
+            length: the first size, where `row_shape` has None.
+            device: where to put them.
+
+        Raises:
+            FreezekitError: a row is longer than `length`.
+        """
+        with self._shared.lock:
+            slots = self.find(keys)
+            return None if slots is None else self.gather(slots, length, device)
+
     def refresh(self) -> None:
         """Adds what the folder's manifest names and this tap has not read yet."""
         folder = self._shared.folder
@@ -217,19 +236,7 @@ class Tap:
         with self._shared.lock:
             self._arena.free()
             self._parts = []
-            self._forget()
-
-    def _forget(self) -> None:
-        self._slots: dict[int, int] = {}
-        self._keys: list[int] = []
-        self._starts = array("q")  # in memory; -1: not there
-        self._dense = True  # of fixed rows: each is in memory, and its slot says where
-        self._sizes = array("Q")
-        self._names: list[str] = []  # of the data files
-        self._files = array("i")  # in which of them; -1: in none
-        self._offsets = array("q")
-        self._sums = bytearray()
-        self._seen = bytearray()  # whether the checksum agreed, in this process
+            self._slots = Slots(len(self._free), self._unit)
 
     def _put(self, keys: Sequence[int], rows: list[torch.Tensor]) -> int:
         """Stores rows of the stored type, each as long as it is."""
@@ -245,58 +252,40 @@ class Tap:
             sums = [checksum(data[ends[at] : ends[at + 1]].data) for at in range(len(rows))]
             table = [Row(*each) for each in zip(keys, ends, sums, sizes, strict=False)]
             written = folder.append(self.name, data.data, table)
-        file, first = (-1, 0) if written is None else (self._number(written[0]), written[1])
+        file, first = (None, 0) if written is None else written
         stored = 0
         for at, key in enumerate(keys):
             start = self._arena.place(data[ends[at] : ends[at + 1]])
-            if start >= 0 or file >= 0:
-                self._add(key, start, sizes[at])
-                self._place(file, first + ends[at], sums[at])
+            if start >= 0 or file is not None:
+                self._slots.add(key, start, sizes[at])
+                if folder is not None:
+                    self._slots.file(file, first + ends[at], sums[at])
                 stored += 1
         return stored
-
-    def _add(self, key: int, start: int, sizes: Sequence[int]) -> None:
-        self._dense = self._dense and start == len(self._keys) * self._unit
-        self._slots[key] = len(self._keys)
-        self._keys.append(key)
-        self._starts.append(start)
-        self._sizes.extend(sizes)
-
-    def _place(self, file: int, offset: int, total: bytes) -> None:
-        if self._shared.folder is not None:
-            self._files.append(file)
-            self._offsets.append(offset)
-            self._sums += total
-            self._seen.append(0)
-
-    def _number(self, file: str) -> int:
-        """Returns the number of a data file in this tap."""
-        if not self._names or self._names[-1] != file:
-            self._names.append(file)
-        return len(self._names) - 1
 
     def _load(self, folder: Folder, part: Part) -> int:
         """Adds the rows of a part and returns how many of them are lost."""
         table = folder.table(part)
         if table is None:
             return part.rows
-        width, number, there = COLUMNS + len(self._free), self._number(part.data), folder.size(part)
-        lost = 0
+        width, there, lost = COLUMNS + len(self._free), folder.size(part), 0
         for at in range(0, len(table), width):
             low, high, offset, *total = table[at : at + COLUMNS]
             sizes = table[at + COLUMNS : at + width]
             if offset + self._unit * prod(sizes) > there:
                 lost += 1
                 continue
-            self._add(high << 64 | low, -1, sizes)
-            self._place(number, offset, b"".join(each.to_bytes(8, "little") for each in total))
+            self._slots.add(high << 64 | low, -1, sizes)
+            self._slots.file(
+                part.data, offset, b"".join(each.to_bytes(8, "little") for each in total)
+            )
         return lost
 
     def _sizes_of(self, slots: Sequence[int], length: int | None) -> list[int]:
         """Returns the sizes of a row of a batch."""
-        width, found = len(self._free), list(self.row_shape)
-        for column, at in enumerate(self._free):
-            found[at] = max([self._sizes[slot * width + column] for slot in slots], default=0)
+        found = list(self.row_shape)
+        for at, size in zip(self._free, self._slots.largest(slots), strict=True):
+            found[at] = size
         if length is not None and self._free[:1] == (0,):
             longest = found[0] or 0
             if longest > length:
@@ -311,9 +300,11 @@ class Tap:
         """Returns rows of one size that are all in memory, None if they are not."""
         if self._free or not self._unit or not slots:
             return None
-        starts, unit, arena = self._starts, self._unit, self._arena
-        places = slots if self._dense else [starts[slot] // unit for slot in slots]
-        if not self._dense and min(places) < 0:
+        starts, unit, arena = self._slots.starts, self._unit, self._arena
+        places = slots if self._slots.dense else [starts[slot] // unit for slot in slots]
+        if max(slots) >= len(starts):
+            raise IndexError(f"tap {self.name} has no row {max(slots)}")
+        if not self._slots.dense and min(places) < 0:
             return None
         if self._grid_of is not arena.tensor:
             self._grid_of = arena.tensor
@@ -331,24 +322,22 @@ class Tap:
         if not self._free:
             pairs = zip(slots, batch, strict=True)
             return [slot for slot, row in pairs if not self._copy(slot, row)]
-        starts, sizes, unit, arena = self._starts, self._sizes, self._unit, self._arena
-        lost = []
+        starts, sizes, unit, lost = self._slots.starts, self._slots.sizes, self._unit, []
         for slot, row in zip(slots, batch, strict=True):
             count, start = sizes[slot] * unit, starts[slot]
             if start >= 0:
-                row[:count] = arena.data[start : start + count]  # which copying one may move
+                row[:count] = self._arena.data[start : start + count]  # copying one may move them
             elif not self._copy(slot, row[:count]):
                 lost.append(slot)
             row[count:] = 0
         return lost
 
     def _fill_free(self, out: torch.Tensor, slots: Sequence[int]) -> list[int]:
-        width, lost = len(self._free), []
+        lost = []
         for slot, place in zip(slots, out.zero_(), strict=True):
-            sizes = list(self.row_shape)
-            for column, at in enumerate(self._free):
-                sizes[at] = self._sizes[slot * width + column]
-            row = torch.empty([size or 0 for size in sizes], dtype=out.dtype, device="cpu")
+            own = iter(self._slots.own(slot))
+            sizes = [next(own) if size is None else size for size in self.row_shape]
+            row = torch.empty(sizes, dtype=out.dtype, device="cpu")
             if row.numel() and not self._copy(slot, row.reshape(-1).view(torch.uint8).numpy()):
                 lost.append(slot)
             place[tuple(slice(size) for size in row.shape)] = row
@@ -356,26 +345,26 @@ class Tap:
 
     def _copy(self, slot: int, into: Bytes) -> bool:
         """Copies one row from wherever it is; false if it is not what was written."""
-        start, folder = self._starts[slot], self._shared.folder
+        start, folder = self._slots.starts[slot], self._shared.folder
         if start >= 0:
             into[:] = self._arena.data[start : start + len(into)]
             return True
         if folder is None or not len(into):
             return not len(into)
-        if not folder.read(self._names[self._files[slot]], self._offsets[slot], into.data):
+        if not folder.read(*self._slots.place(slot), into.data):
             return False
-        if not self._seen[slot]:
-            if checksum(into.data) != self._sums[16 * slot : 16 * slot + 16]:
+        wanted = self._slots.checksum(slot)
+        if wanted is not None:
+            if checksum(into.data) != wanted:
                 return False
-            self._seen[slot] = 1
-        self._starts[slot] = self._arena.place(into)
+            self._slots.agreed(slot)
+        self._slots.starts[slot] = self._arena.place(into)
         return True
 
     def _lose(self, slots: Sequence[int]) -> None:
-        lost = {self._keys[slot]: slot for slot in slots}
-        for key, slot in lost.items():
-            if self._slots.get(key) == slot:
-                del self._slots[key]
+        lost = set(slots)
+        for slot in lost:
+            self._slots.forget(slot)
         self._shared.lose(len(lost))
 
 
