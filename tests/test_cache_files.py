@@ -362,6 +362,36 @@ def test_a_writer_killed_at_any_call_leaves_right_rows(tmp_path: Path) -> None:
     assert number >= 20
 
 
+def test_what_a_manifest_names_is_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is synced before the manifest that names it takes its place, then the folder."""
+    synced: list[int] = []
+    replaced: list[set[int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def swap(source: Path, target: Path) -> None:
+        replaced.append(set(synced))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", swap)
+    store = Store(memory=0, folder=tmp_path)
+    for keys in (range(3), range(3, 6)):
+        fill(store, keys)
+        store.flush()
+        files = {path.stat().st_ino for path in tmp_path.iterdir() if path.name != "lock"}
+        assert files <= replaced[-1]
+        assert synced[-1] == tmp_path.stat().st_ino
+    assert len(replaced) == 2
+    store.close()
+    assert len(replaced) == 2  # nothing new
+
+
 def test_a_disk_that_is_really_full_is_survived(tmp_path: Path) -> None:
     """The system refuses a write amid a row: one warning, and all rows in memory are right."""
     rows = torch.randn(64, 4096)

@@ -275,6 +275,24 @@ def test_memory_is_taken_row_by_row_and_given_back() -> None:
     assert resident() - before < 12e6
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_rows_in_files_take_no_memory(tmp_path: Path) -> None:
+    """Of 96 MB in files that are all read, nothing stays in memory."""
+    store = Store(memory=0, folder=tmp_path)
+    tap = store.tap("a", (None, 384), torch.float32)
+    batch = torch.ones(16, 32, 384)
+    tap.put([1 << 100], batch[:1])
+    before, most = resident(), 0
+    for start in range(0, 2000, 16):
+        tap.put(range(start, start + 16), batch)
+        found = tap.get(range(start, start + 16))
+        most = max(most, resident() - before)
+    assert same(found, batch)
+    assert (store.nbytes, store.file_bytes) == (0, 2001 * 49152)
+    assert most < 12e6
+    store.close()
+
+
 def test_memory_that_the_machine_refuses_is_memory_that_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
