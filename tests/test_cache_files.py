@@ -196,9 +196,24 @@ def test_a_lost_row_is_put_again(filled: Path, tmp_path: Path) -> None:
             found = held(store)
         assert found["a"] == {0, 1, 2, 3, 4, 6, 7, 8, 9}
         fill(store, range(10))
+        tap = taps(store)["a"]
+        assert tap.gather([5]) is None  # its old slot stays lost, its key does not
+        assert 5 in tap
     with opened(folder) as store:
         assert held(store) == everything(range(10))
         assert store.counts.lost == 0
+
+
+def test_files_that_are_gone_are_noticed_when_opening(filled: Path, tmp_path: Path) -> None:
+    """Rows beyond the end of a file are missing before any of them is asked for."""
+    folder = shutil.copytree(filled, tmp_path / "copy")
+    first, second = sorted(folder.glob("tap-b-?.npy"))
+    first.unlink()
+    os.truncate(second, _durable.HEADER + 4 + 3)
+    with opened(folder) as store:
+        with pytest.warns(UserWarning, match="9 rows of the cache in .* not what was written"):
+            tap = taps(store)["b"]
+        assert (list(tap.missing(range(10))), store.counts.lost) == ([*range(6), 7, 8, 9], 9)
 
 
 def test_other_settings_are_refused(filled: Path) -> None:

@@ -163,6 +163,28 @@ def test_what_is_given_and_returned_are_copies(tmp_path: Path) -> None:
         store.close()
 
 
+def test_the_first_row_of_a_key_stays(tmp_path: Path) -> None:
+    """A key that comes twice, in one batch or in two, keeps its first row."""
+    for store in stores(tmp_path).values():
+        for name, shape in (("1", (3,)), ("2", (None,)), ("3", (None, None))):
+            rows = torch.randn(4, *([2, 3][-len(shape) :]))
+            tap = store.tap(name, shape, torch.float32)
+            assert tap.put([7, 8, 7], rows[:3]) == 2
+            assert tap.put([8, 7], rows[2:]) == 0
+            assert same(tap.get([7, 8]), rows[:2])
+        store.close()
+
+
+def test_rows_stay_right_while_memory_grows() -> None:
+    """Rows of one size are right between the batches that make their memory grow and move."""
+    tap = Store(memory=1 << 30).tap("a", (1 << 15,), torch.float32)
+    rows = torch.randn(64, 1 << 15)
+    for start in range(0, 64, 4):
+        tap.put(range(start, start + 4), rows[start : start + 4])
+        order = random.sample(range(start + 4), 4)
+        assert same(tap.get(order), rows[order])
+
+
 def test_rows_are_read_as_they_were_whatever_the_strides() -> None:
     """Expanded, transposed, conjugated and differentiable tensors are stored by value."""
     tap = Store(memory=1 << 20).tap("a", (2, 3), torch.complex64)
