@@ -262,6 +262,23 @@ def test_what_is_not_ours_is_not_touched(content: bytes, message: str, tmp_path:
     assert (tmp_path / "tap-a-0.npy").read_bytes() == b"mine"
 
 
+def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
+    """Files that only look like a cache's refuse the folder; any others are left alone."""
+    alike, other = tmp_path / "alike", tmp_path / "other"
+    for folder, name in ((alike, "tap-a-0.npy"), (other, "notes.npy")):
+        folder.mkdir()
+        (folder / name).write_bytes(b"mine")
+    with pytest.raises(FreezekitError, match=r"has no cache, but 1 file: tap-a-0\.npy, named as"):
+        Store(memory=0, folder=alike)
+    assert [path.name for path in alike.iterdir()] == ["tap-a-0.npy"]
+    store = Store(memory=0, folder=other)
+    fill(store, range(3))
+    store.clear()
+    store.close()
+    assert (other / "notes.npy").read_bytes() == b"mine"
+    assert len(list(other.iterdir())) == 3
+
+
 def test_another_version_is_refused(
     filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

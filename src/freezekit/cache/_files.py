@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from .._verbs import counted
 from ..errors import FreezekitError
 from . import _durable, _manifest
 from ._manifest import Kind, Part, Saved
@@ -71,7 +72,8 @@ class Folder:
         """Opens a folder, to write if no one else does.
 
         Raises:
-            FreezekitError: it cannot be created or read, or its rows depend on something else.
+            FreezekitError: it cannot be created or read, is not a cache's, or its rows depend on
+                something else.
         """
         fingerprint = {**fingerprint, "byte order": sys.byteorder}
         self.path = path
@@ -82,23 +84,14 @@ class Folder:
         self._pending = 0
         self._stopped = False
         self._lock: int | None = None
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FreezekitError(f"the cache cannot be kept in {path}: {error}") from error
-        before = (path / _LOCK).exists()
-        try:
-            self._lock = _durable.lock(path / _LOCK)
-        except OSError as error:
-            self._stop(error)
+        self._claim()
         self.readonly = self._lock is None
         try:
             self.manifest = _manifest.read(path, fingerprint)
         except FreezekitError:
             self._unlock()
             raise
-        if before:
-            self._sweep()
+        self._sweep()
 
     @property
     def nbytes(self) -> int:
@@ -238,6 +231,28 @@ class Folder:
         self._close_read()
         self._sweep()
         self._unlock()
+
+    def _claim(self) -> None:
+        """Creates the folder if need be, and locks it unless another process has.
+
+        Raises:
+            FreezekitError: it cannot be created, or has files named as if they were a cache's.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.path.iterdir()}
+        except OSError as error:
+            raise FreezekitError(f"the cache cannot be kept in {self.path}: {error}") from error
+        alike = sorted(name for name in names if _OURS.fullmatch(name))
+        if alike and not names & {_LOCK, _manifest.NAME}:
+            raise FreezekitError(
+                f"{self.path} has no cache, but {counted(alike, 'file')}, named as a cache's would "
+                "be: give another folder, or delete them"
+            )
+        try:
+            self._lock = _durable.lock(self.path / _LOCK)
+        except OSError as error:
+            self._stop(error)
 
     def _begin(self, name: str) -> _Growing:
         while (self.path / f"tap-{name}-{self.manifest.number}.npy").exists():
