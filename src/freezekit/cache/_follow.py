@@ -154,11 +154,22 @@ class Recorder(_Follow):
             self._diverge()
         for leaf, place in zip(leaves, action.leaves, strict=False):
             if isinstance(place, Slot) and not self.lost:
-                self._sink(place.tap, leaf.detach())
+                tap = self._program.taps[place.tap]
+                if leaf.dtype == tap.dtype and _fits(leaf.shape[1:], tap.row_shape):
+                    self._sink(place.tap, leaf.detach())
+                else:
+                    self._diverge()
         return result
 
     def _diverge(self) -> None:
         self.lost = True
+
+
+def _fits(shape: torch.Size, row_shape: tuple[int | None, ...]) -> bool:
+    """Returns whether rows have the shape they were learned to have."""
+    return len(shape) == len(row_shape) and all(
+        size in (found, None) for found, size in zip(shape, row_shape, strict=True)
+    )
 
 
 class Replay(_Follow):

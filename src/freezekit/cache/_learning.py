@@ -109,7 +109,7 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
 
 def _traced(watched: Pass, probes: Probes, number: int) -> Trace:
     leaves = probes.leaves(number)
-    trace = Trace(watched, leaves, probes.batch.layout.labels)
+    trace = Trace(watched, leaves, probes.batch.layout.labels, probes.batch.layout.mask)
     with untouched(watched.entry):
         trace.run(leaves)
     return trace

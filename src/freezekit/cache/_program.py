@@ -149,7 +149,7 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
         functions=listed,
         roots=frozenset().union(*(first.events[at].roots for at, _ in choice.cuts)),
         modules=tuple(dict.fromkeys(event.name for event in part if event.kind == "call")),
-        tensors=tuple(dict.fromkeys(_own_tensors(part))),
+        tensors=tuple(dict.fromkeys((*_own_tensors(part), *_tensors_in(tuple(first.looked))))),
         actions=tuple(actions),
     )
 
@@ -291,8 +291,10 @@ class _Choice:
         return bool(dims) and dims[0] == "B" and "L" not in dims[2:]
 
     def _is_given(self, source: Source) -> bool:
+        """Returns whether an output is the same in every pass, whatever the arguments are."""
         one, other = self._pair(source)
-        return one.shape == other.shape and torch.equal(one, other)
+        free = source[1] in self._events[0][source[0]].free
+        return free and one.shape == other.shape and torch.equal(one, other)
 
     def _heavy(self, at: int) -> bool:
         """Returns whether the values of an event are dearer to compute than to store."""

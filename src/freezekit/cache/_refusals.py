@@ -116,6 +116,15 @@ def refuse_random(path: str, module: torch.nn.Module) -> NoReturn:
     )
 
 
+def refuse_in_place(path: str) -> NoReturn:
+    """Raises because a module with frozen parameters changes what it is given."""
+    refuse(
+        "in_place",
+        f"{path!r} changes what it is given in place, as ReLU(inplace=True) does",
+        "let it return a new tensor (inplace=False), or name a boundary above with boundary=...",
+    )
+
+
 def check_module(path: str, module: torch.nn.Module) -> None:
     """Raises if frozen modules are called for more than what they return, or hold parts only."""
     for name, each in module.named_modules():

@@ -1,5 +1,7 @@
 """One forward pass seen from outside its frozen calls: what they give, and who reads it."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +12,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from ._patches import Forward, patched
-from ._refusals import check_call, is_plain, refuse, refuse_random, tensors_within
+from ._refusals import (
+    check_call,
+    is_plain,
+    refuse,
+    refuse_in_place,
+    refuse_random,
+    tensors_within,
+)
 
 Source = tuple[int, int]
 """An output of an event: the number of the event, and of the leaf among its outputs."""
@@ -20,9 +29,24 @@ LOOKS = frozenset(
     "element_size __len__ get_device storage_offset is_signed is_inference data_ptr __hash__ "
     "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn itemsize nbytes names "
     "is_nested is_sparse is_quantized is_meta is_mps is_xpu is_cpu _version output_nr "
-    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view".split()
+    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view is_tensor "
+    "is_same_size result_type is_shared is_pinned".split()
 )
 """What reads of a tensor its form only."""
+
+_SHAPED = frozenset(
+    "nonzero argwhere unique unique_consecutive unique_dim masked_select bincount".split()
+)
+"""What gives tensors whose form depends on values: whatever follows may depend on it."""
+
+_PICKS = (torch.bool, torch.uint8)
+"""What picks some elements where it is an index."""
+
+_CREATES = frozenset(
+    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros "
+    "new_ones new_empty new_full new_empty_strided new_tensor".split()
+)
+"""What reads of its first argument its form only."""
 
 _HEAVY = ("linear", "conv", "mm", "mv", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "scan")
 """Parts of the names of functions that are worth to be spared."""
@@ -66,6 +90,8 @@ class Event:
         spec: how the outputs are nested.
         leaves: the outputs, flat; tensors as copies.
         heavy: whether it multiplies matrices, convolves or the like.
+        hot: whether it reads something that trains and is no argument.
+        free: numbers of the outputs that depend on no argument of the pass.
     """
 
     kind: Literal["call", "function"]
@@ -80,6 +106,8 @@ class Event:
     spec: TreeSpec | None = None
     leaves: list[Any] = field(default_factory=list)
     heavy: bool = False
+    hot: bool = False
+    free: set[int] = field(default_factory=set)
 
 
 class Call(NamedTuple):
@@ -109,22 +137,42 @@ class Pass(NamedTuple):
 
 
 class Trace(TorchFunctionMode):
-    """Watches one pass; `events`, `calls`, `known` and `returned` say what was seen."""
+    """Watches one pass.
 
-    def __init__(self, watched: Pass, leaves: Sequence[Any], labels: Sequence[str]) -> None:
-        """Prepares to watch a pass over some arguments, flat, each with a name."""
+    Attributes:
+        events: what happened with frozen calls and what they give.
+        calls: the calls of modules, in order.
+        known: what is known of each tensor, by identity.
+        returned: the outputs of events that someone may read who is not seen.
+        looked: tensors of the model of which Python read a value.
+        decided: functions that gave Python a value that depends on more than the mask.
+    """
+
+    def __init__(
+        self, watched: Pass, leaves: Sequence[Any], labels: Sequence[str], mask: int | None = None
+    ) -> None:
+        """Prepares to watch a pass.
+
+        Args:
+            watched: the pass.
+            leaves: its arguments, flat.
+            labels: a name for each.
+            mask: which of them says what is padding.
+        """
         super().__init__()
         self.events: list[Event] = []
         self.calls: list[Call] = []
         self.returned: frozenset[Source] = frozenset()
-        self.stray: list[torch.Tensor] = []
+        self.looked: list[tuple[Any, ...]] = []
+        self.decided: list[str] = []
         self._watched = watched
         self._within: int | None = None
         self._looking = False
         self._marks: dict[int, Source] = {}
         self._ambient = Known()
         self._keep: list[Any] = [leaves]
-        self._born: set[int] = set()
+        self._inner: dict[int, Known] = {}
+        self._mask = frozenset(() if mask is None else (mask,))
         self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
         self.known: dict[int, Known] = {}
         for path, module in watched.entry.named_modules():
@@ -145,11 +193,31 @@ class Trace(TorchFunctionMode):
         modules.pop("", None)
         with patched(modules.items(), self._wrap), self:
             result = self._watched.run(leaves)
-        leaves, _ = tree_flatten(result)
-        for leaf in leaves:
-            if _is_tensor(leaf):
-                self.returned |= self._of(leaf).sources
+            with self._unseen():
+                given = [self._of(leaf) for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+        self.returned = _joined(given).sources
+        known, inner = self.known, self._inner
+        for each in self._escaped():
+            if each in inner:
+                _check_kept(inner[each])
+            else:
+                self.returned |= known[each].sources
         return result
+
+    def _escaped(self) -> set[int]:
+        """Returns the tensors that something holds besides this trace: it may read them.
+
+        They may be in objects that are returned, in attributes of modules, in lists of hooks. The
+        trace lets go of all that it kept.
+        """
+        held = {id(each): weakref.ref(each) for each in self._keep if _is_tensor(each)}
+        self._keep.clear()
+        alive = [each for each in (held.values()) if each() is not None]
+        if any(id(each()) in self._inner for each in alive):
+            gc.collect()
+        found = {at: tensor for at, each in held.items() if (tensor := each()) is not None}
+        bases = {id(each._base) for each in found.values() if each._is_view()}
+        return {at for at in found if at not in bases or at not in self._inner}
 
     def __torch_function__(
         self,
@@ -176,20 +244,19 @@ class Trace(TorchFunctionMode):
             for tensor, version in zip(tensors, versions, strict=True)
             if _version(tensor) != version
         ]
-        looks = "_like" in name or "new_" in name
-        joined = _joined([self._ambient, *(() if looks else given)])
+        joined = _joined([self._ambient, *(given[1:] if name in _CREATES else given)])
         known = joined._replace(
-            hot=joined.hot or random, sources=frozenset(), origin=self._origin(name, flat)
+            hot=joined.hot or random, sources=frozenset(), origin=self._origin(name, (args, kwargs))
         )
         event = None
         if any(id(each) in self._marks for each in tensors):
-            event = self._event("function", name, func, flat, joined)
+            event = self._event("function", name, func, (args, kwargs), joined)
             event.leaves, event.spec = _copied(result)
             same = any(each is one for each in tree_flatten(result)[0] for one in tensors)
             event.skippable = not (known.hot or mutated or same) and self._pays(event, tensors)
             known = known._replace(behind=event.behind)
-        if any(leaf is not None and not _is_tensor(leaf) for leaf in tree_flatten(result)[0]):
-            self._ambient = _joined([self._ambient, known])  # a value: all that follows may use it
+        if _tells(name, result, tensors):
+            self._decide(name, known, tensors)
         if mutated:
             self._spread(mutated, known)
         for number, tensor in enumerate(tree_flatten(result)[0]):
@@ -200,7 +267,9 @@ class Trace(TorchFunctionMode):
                     known = known._replace(sources=sources, origin=("event", *place))
                     if event.skippable:
                         self._marks[id(tensor)] = place
-                self._learn(tensor, known)
+                    self._learn(tensor, known)
+                else:
+                    self._learn(tensor, known._replace(origin=("part", number, known.origin)))
         return result
 
     def _pays(self, event: Event, tensors: list[torch.Tensor]) -> bool:
@@ -211,23 +280,28 @@ class Trace(TorchFunctionMode):
         taken = sum(each.nbytes for each in tensors if id(each) in self._marks)
         return sum(each.nbytes for each in out) <= taken
 
-    def _origin(self, name: str, flat: list[Any]) -> tuple[Any, ...]:
+    def _origin(self, name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns where the result of a function comes from that is no event."""
-        given = [self._of(each).origin if _is_tensor(each) else _told(each) for each in flat]
-        return ("function", name, *given)
+        return ("function", name, *self._arguments(given))
+
+    def _arguments(self, given: tuple[Any, ...]) -> list[Any]:
+        """Returns where arguments come from, flat, and last how they are nested and named."""
+        leaves, spec = tree_flatten(given)
+        flat = [each for leaf in leaves for each in flattened(leaf)]
+        told = [self._of(each).origin if _is_tensor(each) else _told(each) for each in flat]
+        return [*told, repr(spec)]
 
     def _event(
         self,
         kind: Literal["call", "function"],
         name: str,
         func: object,
-        flat: list[Any],
+        given: tuple[Any, ...],
         joined: Known,
     ) -> Event:
         at = len(self.events)
-        arguments = [
-            self._of(each).origin if _is_tensor(each) else _told(each) for each in flat
-        ]
+        flat = [*flattened(given)]
+        arguments = self._arguments(given)
         event = Event(
             kind,
             name,
@@ -251,37 +325,75 @@ class Trace(TorchFunctionMode):
                 origin = ("written", *known.origin, self.known[id(tensor)].origin)
                 self.known[id(tensor)] = joined._replace(hot=joined.hot, origin=origin)
 
+    def _decide(self, name: str, known: Known, tensors: list[torch.Tensor]) -> None:
+        """Lets all that follows depend on a value that Python got.
+
+        What depends on arguments may differ from batch to batch, whichever rows are in it, and so
+        may what follows. Only of what says what is padding, all rows together may be asked.
+        """
+        if not known.roots <= self._mask:
+            self.decided.append(name)
+            known = known._replace(hot=True)
+        self.looked += [self._of(each).origin for each in tensors]
+        self._ambient = _joined([self._ambient, known])
+
     def _inside(self, name: str, result: object, tensors: list[torch.Tensor]) -> object:
+        """Notes a function within a frozen call, and what it reads that is no argument of it."""
         assert self._within is not None
         event = self.events[self._within]
         event.heavy = event.heavy or any(part in name for part in _HEAVY)
-        read = [self.known[id(each)].sources for each in tensors if id(each) in self.known]
-        event.reads = event.reads.union(*read)
+        read = [self._of_inner(each) for each in tensors]
+        joined = _joined(read)
+        event.reads |= joined.sources
+        event.roots |= joined.roots
+        event.behind |= joined.behind
+        event.hot = event.hot or joined.hot
+        if _tells(name, result, tensors) and not joined.roots <= self._mask:
+            refuse(
+                "control_flow",
+                f"{event.name!r} reads values of the batch in Python ({name}), on which what it "
+                "computes may depend, for all rows together",
+                "compute with tensors there, as with torch.where, or do without the cache",
+            )
+        known = joined._replace(sources=frozenset(), derived=True)
         for each in flattened(result):
-            if _is_tensor(each):
-                self._born.add(id(each))
+            if _is_tensor(each) and id(each) not in self.known:
+                self._inner[id(each)] = known
                 self._keep.append(each)
         return result
 
+    def _of_inner(self, tensor: torch.Tensor) -> Known:
+        """Returns what is known of a tensor within a frozen call."""
+        found = self._inner.get(id(tensor)) or self.known.get(id(tensor))
+        if found is None:  # made by what is not seen, such as a script, of what it was given
+            assert self._within is not None
+            event = self.events[self._within]
+            found = Known(roots=event.roots, behind=event.behind)
+            self._inner[id(tensor)] = found
+            self._keep.append(tensor)
+        if tensor.requires_grad and not found.hot:
+            found = found._replace(hot=True)
+        return found
+
     def _of(self, tensor: torch.Tensor) -> Known:
-        """Returns what is known of a tensor; one from nowhere may depend on all arguments."""
+        """Returns what is known of a tensor; of one from nowhere, that it may be anything."""
         found = self.known.get(id(tensor))
         if found is None:
-            if id(tensor) in self._born:
+            if id(tensor) in self._inner:
                 refuse(
                     "smuggled",
                     "a tensor that a frozen module computed reaches the rest of the model by "
                     "another way than its output (it is stored on a module, or in an object)",
                     "return it, or name a boundary above with boundary=...",
                 )
-            self.stray.append(tensor)
-            found = Known(hot=tensor.requires_grad, roots=self._all)
+            found = Known(hot=True, roots=self._all)
             self._learn(tensor, found)
         elif tensor.requires_grad and not found.hot:
             found = found._replace(hot=True)
         return found
 
     def _learn(self, tensor: torch.Tensor, known: Known) -> None:
+        self._inner.pop(id(tensor), None)
         self.known[id(tensor)] = known
         self._keep.append(tensor)
 
@@ -307,49 +419,73 @@ class Trace(TorchFunctionMode):
             if path in self._watched.hot_paths or joined.hot or not (weighty or joined.derived):
                 self.calls.append(Call(path, None, None))
                 return forward(*args, **kwargs)
-            return self._frozen(path, partial_call(forward, args, kwargs), flat, joined)
+            return self._frozen(path, forward, (args, kwargs), joined)
 
         return call
 
     def _frozen(
-        self, path: str, forward: Callable[[], Any], flat: list[Any], joined: Known
+        self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known
     ) -> Any:  # noqa: ANN401
         """Runs a frozen call and notes it, unless it draws random numbers without parameters."""
         at, module = len(self.events), self._watched.entry.get_submodule(path)
+        flat = [*flattened(given)]
         with self._unseen():
-            event = self._event("call", path, None, flat, joined._replace(sources=frozenset()))
+            event = self._event("call", path, None, given, joined._replace(sources=frozenset()))
             self.calls.append(Call(path, at, None))
             buffers = [(name, each, _version(each)) for name, each in module.named_buffers()]
             states = [(each, tensors_within(each)) for each in flat if not is_plain(each)]
             taken = {id(each): _version(each) for each in flat if _is_tensor(each)}
             before, self._within = _rng(), at
         try:
-            result = forward()
+            result = forward(*given[0], **given[1])
         finally:
             self._within = None
         with self._unseen():
             random = not torch.equal(before, _rng())
             if random and path in self._watched.weighty:
                 refuse_random(path, module)
+            if any(_version(each) != taken.get(id(each)) for each in flat if _is_tensor(each)):
+                refuse_in_place(path)
             check_call(path, module, states, buffers, result)
             event.leaves, event.spec = _copied(result)
-            known = Known(hot=random, derived=True, roots=joined.roots, behind=event.behind)
-            given = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
-            event.skippable = not random and any(id(leaf) not in taken for leaf in given)
+            hot = random or event.hot
+            known = Known(hot=hot, derived=True, roots=event.roots, behind=event.behind)
+            out = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+            event.skippable = not hot and any(id(leaf) not in taken for leaf in out)
             for number, leaf in enumerate(tree_flatten(result)[0]):
                 if _is_tensor(leaf):
                     place = (at, number)
                     sources = frozenset((place,))
-                    if taken.get(id(leaf)) == _version(leaf):  # it hands on what it was given
-                        sources |= self._of(leaf).sources
-                    self._learn(leaf, known._replace(sources=sources, origin=("event", *place)))
+                    here = self._inner.get(id(leaf)) or self._of(leaf)
+                    if not (here.roots or here.hot):
+                        event.free.add(number)
+                    if id(leaf) in taken:  # it hands on what it was given
+                        sources |= here.sources
+                    roots = frozenset() if number in event.free else known.roots
+                    found = known._replace(sources=sources, roots=roots, origin=("event", *place))
+                    self._learn(leaf, found)
                     self._marks[id(leaf)] = place
         return result
 
 
-def partial_call(forward: Forward, args: Any, kwargs: Any) -> Callable[[], Any]:  # noqa: ANN401
-    """Returns a call without arguments."""
-    return lambda: forward(*args, **kwargs)
+def _check_kept(known: Known) -> None:
+    """Raises if what a frozen module computed and something keeps depends on the batch."""
+    if known.roots or known.behind or known.hot:
+        refuse(
+            "state",
+            "a frozen module keeps a tensor that it computed from the batch (on a module, or in "
+            "an object), and would not compute it again",
+            "let it return it instead, or name a boundary above with boundary=...",
+        )
+
+
+def _tells(name: str, result: object, tensors: Sequence[torch.Tensor]) -> bool:
+    """Returns whether a function told Python something about values."""
+    if name in _SHAPED or (name == "where" and len(tensors) == 1):
+        return True
+    if name == "__getitem__" and any(each.dtype in _PICKS for each in tensors[1:]):
+        return True
+    return any(leaf is not None and not _is_tensor(leaf) for leaf in tree_flatten(result)[0])
 
 
 def function_name(func: Any) -> str:  # noqa: ANN401

@@ -1,0 +1,158 @@
+"""Runs a training with a cache and without, and says whether both came to the same."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from freezekit import AppliedPlan, FreezePlan
+from freezekit.cache import ActivationCache, CacheRefusedError
+
+Batch = tuple[Any, ...] | dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One training run: its model, its plan that was applied, and what is to be compared.
+
+    Attributes:
+        model: the model.
+        applied: the plan.
+        optimizer: of what trains.
+        seen: tensors to compare, in order.
+    """
+
+    model: nn.Module
+    applied: AppliedPlan
+    optimizer: torch.optim.Optimizer
+    seen: list[torch.Tensor]
+
+    def note(self, value: Any) -> None:  # noqa: ANN401
+        """Notes the tensors in a value."""
+        leaves = (each for each in tree_leaves(value) if isinstance(each, torch.Tensor))
+        self.seen.extend(each.detach().clone() for each in leaves)
+
+    def call(self, batch: Batch) -> Any:  # noqa: ANN401
+        """Calls the model with a batch and notes what it returns."""
+        result = self.model(**batch) if isinstance(batch, dict) else self.model(*batch)
+        self.note(result)
+        return result
+
+    def step(self, batch: Batch) -> None:
+        """Takes a training step, and notes outputs, gradients, and what the model holds after."""
+        self.optimizer.zero_grad()
+        loss = total(self.call(batch))
+        if loss is not None:
+            loss.backward()
+            self.note([each.grad for each in self.model.parameters()])
+            self.optimizer.step()
+        self.note([*self.model.parameters(), *self.model.buffers()])
+
+
+class Verdict(NamedTuple):
+    """What a trial came to: the largest difference, rows that were answered, why it was refused."""
+
+    difference: float
+    hits: int
+    refused: str
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing was wrong, refused or not."""
+        return bool(self.refused) or self.difference < 1e-4
+
+
+Drive = Callable[[Run], None]
+
+
+def total(result: Any) -> torch.Tensor | None:  # noqa: ANN401
+    """Returns a scalar of all that has a gradient in what a model returns."""
+    leaves = [each for each in tensors_of(result) if each.requires_grad]
+    parts = [(each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in leaves]
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:  # noqa: ANN401
+    """Returns the tensors in a value, in objects too."""
+    if not isinstance(value, torch.Tensor) and hasattr(value, "__dict__") and not isinstance(value, dict):
+        value = vars(value)
+    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
+
+
+def steps(*batches: Batch) -> Drive:
+    """Returns a drive that takes a training step with each of some batches."""
+
+    def drive(run: Run) -> None:
+        for batch in batches:
+            run.step(batch)
+
+    return drive
+
+
+def trial(
+    build: Callable[[], nn.Module],
+    plan: FreezePlan,
+    drive: Drive,
+    **options: Any,  # noqa: ANN401
+) -> Verdict:
+    """Returns how a run with a cache compares with the same run without.
+
+    Args:
+        build: makes the model; seeded.
+        plan: what is frozen.
+        drive: does the training, of a run.
+        options: of the cache.
+    """
+    runs = []
+    hits, refused = 0, ""
+    for cached in (False, True):
+        torch.manual_seed(0)
+        model = build()
+        applied = plan.apply(model)
+        hot = [each for each in model.parameters()]
+        run = Run(model, applied, torch.optim.SGD(hot, 0.05, momentum=0.5), [])
+        torch.manual_seed(1)
+        if not cached:
+            drive(run)
+        else:
+            with ActivationCache(applied, **options) as cache:
+                try:
+                    drive(run)
+                except CacheRefusedError as error:
+                    refused = error.reason
+                hits = cache.stats().hits
+        runs.append(run.seen)
+    if refused:
+        return Verdict(0.0, hits, refused)
+    return Verdict(distance(*runs), hits, "")
+
+
+def distance(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+    """Returns the largest difference between tensors, relative to the largest value of each pair."""
+    if len(ones) != len(others):
+        return float("inf")
+    found = 0.0
+    for one, other in zip(ones, others, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return float("inf")
+        one, other = one.double(), other.double()
+        if not torch.equal(one.isfinite(), other.isfinite()):
+            return float("inf")
+        kept = one.isfinite()
+        if kept.any():
+            size = max(float(one[kept].abs().max()), 1e-2)
+            found = max(found, float((one[kept] - other[kept]).abs().max()) / size)
+    return found
+
+
+def shuffled(count: int, size: int, *shape: int) -> Iterator[torch.Tensor]:
+    """Yields batches of rows of one data set, the rows drawn anew for each."""
+    data = torch.randn(24, *shape, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(4)
+    for at in range(count):
+        rows = torch.randperm(24, generator=generator)[:size]
+        yield data[rows]
