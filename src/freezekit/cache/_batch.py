@@ -4,8 +4,9 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path
 
@@ -17,6 +18,8 @@ _LARGE = 1 << 14
 """Bytes of a row from which on it is digested by itself."""
 _LOW = (1 << 64) - 1
 _FACTOR = 0x2545F4914F6CDD1D
+
+Words: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class Layout(NamedTuple):
@@ -135,9 +138,10 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     mask = None if layout.mask is None else leaves[layout.mask]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
-        lengths = mask.sum(1)
-        if torch.equal(mask, prefixes(lengths, length).to(mask.dtype)):
-            return Batch(leaves, layout, size, length, lengths)
+        marks = mask.numpy(force=True)
+        lengths = marks.sum(1, dtype=np.int64)
+        if (marks == _prefixes(lengths, length)).all():
+            return Batch(leaves, layout, size, length, torch.from_numpy(lengths))
         return Batch(leaves, layout, size, None, None)
     sizes = [len(each) for each in leaves if isinstance(each, torch.Tensor) and each.dim()]
     if not sizes:
@@ -161,76 +165,83 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
         batch: the arguments of a pass.
         roots: which leaves.
     """
-    sums: torch.Tensor | int = 0
+    ends = None
+    if batch.lengths is not None:
+        ends = batch.lengths.numpy(force=True)[:, None] * _weights(1)
+    sums: Words | int = 0
     for at in roots:
-        if at == batch.layout.mask and batch.lengths is not None:
-            part = batch.lengths.cpu().unsqueeze(1) * _weights(1)
-        else:
-            part = _row_sums(batch, at)
-        sums = sums * _FACTOR + part
+        part = ends if at == batch.layout.mask else None
+        sums = sums * _FACTOR + (_row_sums(batch, at, ends) if part is None else part)
     if isinstance(sums, int):
         return [0] * batch.size
     return [(high & _LOW) << 64 | (low & _LOW) for high, low in sums.tolist()]
 
 
-def _row_sums(batch: Batch, at: int) -> torch.Tensor:
+def _row_sums(batch: Batch, at: int, ends: Words | None) -> Words:
     """Returns two words for each row of a leaf (B, 2), or for a leaf without rows (1, 2)."""
     leaf = batch.leaves[at].detach()
     follows, rows = batch.follows_length(at), batch.rows_at(at)
     shape = tuple(leaf.shape[2 if follows else 1 if rows else 0 :])
     start = _start(batch.layout.labels[at], leaf.dtype, shape, rows)
     if not rows:
-        return start + _words(digest(leaf))
-    if follows and batch.lengths is not None and batch.length is not None:
-        kept = prefixes(batch.lengths, batch.length)
-        start = start + batch.lengths.cpu().unsqueeze(1) * _weights(1)
-        return start + _weighed(_unpadded(_as_integers(leaf), batch.lengths, kept))
-    if batch.size and leaf[0].nbytes >= _LARGE:
-        return start + torch.cat([_words(digest(row)) for row in leaf])
-    return start + _weighed(_as_integers(leaf))
+        sums = _words(digest(leaf))
+    elif follows and batch.lengths is not None and ends is not None:
+        sums = ends + _weighed(_unpadded(_as_integers(leaf), batch.lengths))
+    elif batch.size and leaf[0].nbytes >= _LARGE:
+        sums = np.concatenate([_words(digest(row)) for row in leaf])
+    else:
+        sums = _weighed(_as_integers(leaf))
+    total: Words = start + sums
+    return total
 
 
-def _weighed(words: torch.Tensor) -> torch.Tensor:
-    flat = words.reshape(len(words), -1).cpu()
-    return flat @ _weights(flat.shape[1])
+def _weighed(words: Words) -> Words:
+    flat = words.reshape(len(words), -1)
+    sums: Words = flat @ _weights(flat.shape[1])
+    return sums
 
 
-def _unpadded(words: torch.Tensor, lengths: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _unpadded(words: Words, lengths: torch.Tensor) -> Words:
     """Returns words (B, length, ...) less what stands in the padding, if it is the same there."""
-    shape = (*kept.shape, *[1] * (words.dim() - 2))
-    padding = words.masked_fill(kept.view(shape), 0)
+    ends, length = lengths.numpy(force=True), words.shape[1]
+    beyond = ~_prefixes(ends, length).reshape(*words.shape[:2], *[1] * (words.ndim - 2))
+    padding = words * beyond
     if not padding.any():
         return words
-    last = lengths.clamp(max=words.shape[1] - 1).view(-1, *[1] * (words.dim() - 1))
-    first = words.gather(1, last.expand(-1, 1, *words.shape[2:]))
-    return words - first.masked_fill(kept.view(shape), 0)
+    first = words[np.arange(len(words)), np.minimum(ends, length - 1)][:, None]
+    less: Words = words - first * beyond
+    return less
+
+
+def _prefixes(lengths: Words, length: int) -> Words:
+    within: Words = np.arange(length) < lengths[:, None]
+    return within
 
 
 @functools.cache
-def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -> torch.Tensor:
+def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -> Words:
     text = repr((label, str(dtype), shape, rows))
     return _words(hashlib.blake2b(text.encode(), digest_size=16).digest())
 
 
-def _as_integers(leaf: torch.Tensor) -> torch.Tensor:
-    leaf = leaf.contiguous()
+def _as_integers(leaf: torch.Tensor) -> Words:
     if leaf.is_floating_point() or leaf.is_complex():
         kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
-        words = leaf.view(kinds.get(leaf.element_size(), torch.int32))
-        return words.to(torch.int64)
-    return leaf.to(torch.int64)
+        leaf = leaf.contiguous().view(kinds.get(leaf.element_size(), torch.int32))
+    words: Words = leaf.to(torch.int64).numpy(force=True)
+    return words
 
 
-def _words(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.int64).view(1, 2)
+def _words(content: bytes) -> Words:
+    return np.frombuffer(content, dtype=np.int64).reshape(1, 2)
 
 
-def _weights(count: int) -> torch.Tensor:
+def _weights(count: int) -> Words:
     """Returns two random odd words for each of so many places."""
     return _all_weights(max(1 << 10, 1 << (count - 1).bit_length()))[:count]
 
 
 @functools.cache
-def _all_weights(count: int) -> torch.Tensor:
+def _all_weights(count: int) -> Words:
     noise = hashlib.shake_128(b"freezekit.cache").digest(16 * count)
-    return torch.frombuffer(bytearray(noise), dtype=torch.int64).view(count, 2) | 1
+    return np.frombuffer(noise, dtype=np.int64).reshape(count, 2) | 1

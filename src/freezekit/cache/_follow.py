@@ -12,6 +12,8 @@ from ._patches import Forward, patched
 from ._program import Action, Dim, Hole, Program, Slot
 from ._trace import LOOKS, Source, flattened, function_name
 
+_PLAIN = (torch.Tensor, int, float, str, type(None))
+
 
 class Diverged(BaseException):
     """A pass went another way than the one its program was made of."""
@@ -74,17 +76,23 @@ class _Follow(TorchFunctionMode):
         marks = self._marks
         if not marks:
             return ()
-        flat = flattened((args, kwargs)) if kwargs or any(map(_is_nested, args)) else args
-        return tuple([marks[id(each)] for each in flat if id(each) in marks])
+        found: list[Source] = []
+        for each in (*args, *kwargs.values()) if kwargs else args:
+            if id(each) in marks:
+                found.append(marks[id(each)])
+            elif not isinstance(each, _PLAIN):
+                found += [marks[id(inner)] for inner in flattened(each) if id(inner) in marks]
+        return tuple(found)
 
     def _act(self, action: Action, given: tuple[Source, ...], run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs an event, or answers for it, and remembers its outputs."""
         if given != action.given:
             self._diverge()
             return run()
-        result = self._answer(action, run) if action.skip else run()
+        result, leaves = self._answer(action, run) if action.skip else (run(), None)
         if action.marks:
-            for number, leaf in enumerate(tree_flatten(result)[0]):
+            leaves = _leaves(result) if leaves is None else leaves
+            for number, leaf in enumerate(leaves):
                 if isinstance(leaf, torch.Tensor):
                     self._marks[id(leaf)] = (action.at, number)
                     self._kept.append(leaf)
@@ -110,8 +118,8 @@ class _Follow(TorchFunctionMode):
 
         return call
 
-    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Returns the outputs of an event that can be left out."""
+    def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
+        """Returns the outputs of an event that can be left out, as they are and flat."""
         raise NotImplementedError
 
     def _diverge(self) -> None:
@@ -119,8 +127,8 @@ class _Follow(TorchFunctionMode):
         raise NotImplementedError
 
 
-def _is_nested(value: object) -> bool:
-    return isinstance(value, list | tuple | dict)
+def _leaves(value: object) -> list[Any]:
+    return [value] if isinstance(value, torch.Tensor) else tree_flatten(value)[0]
 
 
 class Recorder(_Follow):
@@ -147,7 +155,7 @@ class Recorder(_Follow):
         self.lost = False
         self._sink = sink
 
-    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
         result = run()
         leaves, spec = tree_flatten(result)
         if spec != action.spec:
@@ -159,7 +167,7 @@ class Recorder(_Follow):
                     self._sink(place.tap, leaf.detach())
                 else:
                     self._diverge()
-        return result
+        return result, leaves
 
     def _diverge(self) -> None:
         self.lost = True
@@ -196,8 +204,9 @@ class Replay(_Follow):
         self._values = values
         self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
         self._filling = filling
+        self._fillings: dict[tuple[object, ...], torch.Tensor] = {}
 
-    def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
         leaves = [
             self._values[place.tap]
             if isinstance(place, Slot)
@@ -207,15 +216,20 @@ class Replay(_Follow):
             for place in action.leaves
         ]
         assert action.spec is not None
-        return tree_unflatten(leaves, action.spec)
+        if len(leaves) == 1 and action.spec.is_leaf():
+            return leaves[0], leaves
+        return tree_unflatten(leaves, action.spec), leaves
 
     def _diverge(self) -> None:
         raise Diverged
 
     def _empty(self, hole: Hole) -> torch.Tensor:
         """Returns a tensor of some shape that takes no memory."""
-        filling: float = self._filling
-        if filling and not hole.dtype.is_floating_point:
-            filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
-        one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
+        one = self._fillings.get(hole[1:])
+        if one is None:
+            filling: float = self._filling
+            if filling and not hole.dtype.is_floating_point:
+                filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
+            one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
+            self._fillings[hole[1:]] = one
         return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """Whether what is stored still is what the model would compute."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from ._program import Program
 class _Seen(NamedTuple):
     """A tensor, and where it stands."""
 
-    table: Mapping[str, Any]
+    table: dict[str, Any]
     name: str
     tensor: torch.Tensor
 
@@ -28,34 +28,37 @@ class Validity:
         below = {id(each): each for module in modules for each in module.modules()}
         self._modules = [*below.values()]
         self._modes = [module.training for module in self._modules]
-        self._seen = [*_seen(below.values())]
+        seen = [*_seen(below.values())]
         for _, path, name in program.tensors:
             module = entry.get_submodule(path)
             for table in (module._parameters, module._buffers, module.__dict__):
                 if isinstance(tensor := table.get(name), torch.Tensor):
-                    self._seen.append(_Seen(table, name, tensor))
-        self._identities = [id(each.tensor) for each in self._seen]
-        self._versions = [each.tensor._version for each in self._seen]
-        self._places = [each.tensor.data_ptr() for each in self._seen]
+                    seen.append(_Seen(table, name, tensor))
+        self._tables = [each.table for each in seen]
+        self._names = [each.name for each in seen]
+        self._tensors = [each.tensor for each in seen]
+        self._identities = [*map(id, self._tensors)]
+        self._versions = [each._version for each in self._tensors]
+        self._places = [each.data_ptr() for each in self._tensors]
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
 
     def holds(self) -> bool:
         """Returns whether nothing has changed, and nothing of it trains."""
-        seen = self._seen
+        tensors = self._tensors
         return (
-            [id(each.table.get(each.name)) for each in seen] == self._identities
-            and [each.tensor._version for each in seen] == self._versions
-            and [each.tensor.data_ptr() for each in seen] == self._places
-            and True not in [each.tensor.requires_grad for each in seen]
+            [*map(id, map(dict.get, self._tables, self._names))] == self._identities
+            and [each._version for each in tensors] == self._versions
+            and [each.data_ptr() for each in tensors] == self._places
+            and True not in [each.requires_grad for each in tensors]
             and [module.training for module in self._modules] == self._modes
             and self._kernels == self._kernels_now()
         )
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields the tensors that matter, in order."""
-        return (seen.tensor for seen in self._seen)
+        return iter(self._tensors)
 
     def _kernels_now(self) -> list[Any]:
         return [getattr(each, "_attn_implementation", None) for each in self._configs]

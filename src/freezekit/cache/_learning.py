@@ -100,7 +100,7 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     lengths = lengths.minimum(torch.tensor([*most, length][:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
-    leaves[batch.layout.mask] = prefixes(lengths, length).to(mask.dtype)
+    leaves[batch.layout.mask] = prefixes(lengths, length).to(mask)
     found = batch._replace(leaves=leaves, size=5, length=length, lengths=lengths)
     if not trims:
         return Probes(found._replace(length=None, lengths=None), None)
