@@ -284,7 +284,7 @@ def test_a_smaller_dtype_costs_what_its_rounding_costs(dtype: torch.dtype) -> No
     model = reader()
     exact = model(**whole(0))
     applied = GRADUAL.apply(model)
-    with ActivationCache(applied, dtype=dtype) as cache, ActivationCache(applied) as _:
+    with ActivationCache(applied, dtype=dtype) as cache:
         first, second = model(**whole(0)), model(**whole(0))
         assert cache.stats().hits == ROWS
     assert torch.allclose(first, exact, atol=1e-6)
@@ -310,9 +310,9 @@ def test_inputs_that_never_come_again_make_it_step_aside() -> None:
     applied = GRADUAL.apply(model)
     with ActivationCache(applied) as cache:
         with pytest.warns(UserWarning, match="steps aside") as caught:
-            for seed in range(60):
-                if seed % 20 == 0:
-                    applied.advance(epoch=0 if seed < 20 else 3 + seed // 20)
+            for seed in range(50):
+                if seed % 10 == 0:
+                    applied.advance(epoch=3 + seed // 10)
                 ids, mask, _ = rows(seed)
                 found = model(ids, mask)
         assert len(caught) == 1
@@ -384,7 +384,7 @@ def test_samples_have_ids_of_their_split() -> None:
                 for batch in torch.utils.data.DataLoader(split, 3):
                     found = model(**batch)
                 assert torch.allclose(found, model(expected[3:]), atol=1e-5)
-        assert cache.stats().hits == 12
+        assert cache.stats().hits == 12 + 6  # those without an id go by their content
 
 
 def test_an_id_for_other_data_is_found_out() -> None:

@@ -372,7 +372,7 @@ class ActivationCache:
         if values is None:
             self._record.miss(batch.size, seconds)
             if self._turns.missed(batch.size):
-                self._store.clear()
+                self._ways.forget()
         else:
             self._record.hit(batch.size, seconds)
             self._turns.hit()

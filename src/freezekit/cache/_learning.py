@@ -262,14 +262,7 @@ def _size(tensor: torch.Tensor) -> float:
 def _refuse_no_prefix(watched: Pass) -> NoReturn:
     trains = [name for name, each in watched.entry.named_parameters() if id(each) in watched.hot]
     some = ", ".join(map(repr, trains[:3])) + (", ..." if len(trains) > 3 else "")
-    kind, boundary = type(watched.entry).__name__, watched.boundary
-    if boundary is not None:
-        refuse(
-            "boundary",
-            f"boundary={boundary!r}: its first call is not of frozen modules over frozen inputs, "
-            "or is not worth storing" + (f" ({some} train)" if trains else ""),
-            "name a module that is frozen with all before it, or leave boundary away",
-        )
+    kind = type(watched.entry).__name__
     refuse(
         "no_prefix",
         f"nothing in {kind} that is worth storing comes before what trains"

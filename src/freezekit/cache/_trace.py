@@ -423,6 +423,12 @@ class Trace(TorchFunctionMode):
             weighty = path in self._watched.weighty
             computed = path in self._watched.hot_paths or joined.hot or self._is_beyond(path)
             if computed or not (weighty or joined.derived):
+                if path == self._watched.boundary and not self._past:
+                    refuse(
+                        "boundary",
+                        f"boundary={path!r}: something in it trains, or comes before it and trains",
+                        "name a module that is frozen with all before it, or leave boundary away",
+                    )
                 self.calls.append(Call(path, None, None))
                 return forward(*args, **kwargs)
             return self._frozen(path, forward, (args, kwargs), joined)

@@ -234,13 +234,20 @@ class Ways:
         checks = [self._valid.get(tap.name) for tap in way.program.taps]
         return all(each is not None and each.holds() for each in {*checks})
 
+    def forget(self) -> None:
+        """Lets go of all that is stored; what is in a folder stays there."""
+        self._store.forget([*self._valid])
+
     def _sweep(self) -> None:
-        """Drops all that is stored and not valid any more."""
+        """Lets go of what is stored and not valid any more.
+
+        In a folder it stays: its name says of what weights it is, and another run has those.
+        """
         verdicts = {each: each.holds() for each in {*self._valid.values()}}
-        for name, validity in [*self._valid.items()]:
-            if not verdicts[validity]:
-                self._store.drop(name)
-                del self._valid[name]
+        gone = [name for name, validity in self._valid.items() if not verdicts[validity]]
+        self._store.forget(gone)
+        for name in gone:
+            del self._valid[name]
 
 
 def _salted(tap: Tap, salt: Sequence[str]) -> Tap:
