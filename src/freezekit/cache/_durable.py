@@ -78,16 +78,21 @@ def open_to_read(path: Path) -> int:
     return os.open(path, os.O_RDONLY | _BINARY)
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Makes a file hold exactly the data: all of them or, if it fails, what it held before."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = create(fresh)
+def write_new(path: Path, data: bytes) -> None:
+    """Writes a file that must not exist yet, to the disk."""
+    descriptor = create(path)
     try:
         write_at(descriptor, data, 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Makes a file hold exactly the data: all of them or, if it fails, what it held before."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    write_new(fresh, data)
     os.replace(fresh, path)
     if sys.platform != "win32":
         folder = os.open(path.parent, os.O_RDONLY)

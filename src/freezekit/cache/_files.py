@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from .._verbs import counted
 from ..errors import FreezekitError
 from . import _durable, _manifest
 from ._manifest import Kind, Part, Saved
@@ -30,10 +31,10 @@ _OURS = re.compile(r"tap-[0-9a-f]+-\d+(-table)?\.npy|manifest\.json\.new")
 _FLUSHED_AT = 1 << 26
 _OPEN = 64
 _LOW = (1 << 64) - 1
-_DESCR = {
-    "bool": "|b1", "uint8": "|u1", "int8": "|i1",
-    "float16": "<f2", "float32": "<f4", "float64": "<f8", "complex64": "<c8", "complex128": "<c16",
-    "int16": "<i2", "int32": "<i4", "int64": "<i8",
+_ORDER = "<" if sys.byteorder == "little" else ">"
+_LETTERS = {
+    "bool": "b", "uint8": "u", "uint16": "u", "uint32": "u", "uint64": "u",
+    "float16": "f", "float32": "f", "float64": "f", "complex64": "c", "complex128": "c",
 }  # fmt: skip
 
 
@@ -71,8 +72,10 @@ class Folder:
         """Opens a folder, to write if no one else does.
 
         Raises:
-            FreezekitError: it cannot be created or read, or its rows depend on something else.
+            FreezekitError: it cannot be created or read, is not a cache's, or its rows depend on
+                something else.
         """
+        fingerprint = {**fingerprint, "byte order": sys.byteorder}
         self.path = path
         self._limit = limit
         self._process = os.getpid()
@@ -81,23 +84,14 @@ class Folder:
         self._pending = 0
         self._stopped = False
         self._lock: int | None = None
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FreezekitError(f"the cache cannot be kept in {path}: {error}") from error
-        before = (path / _LOCK).exists()
-        try:
-            self._lock = _durable.lock(path / _LOCK)
-        except OSError as error:
-            self._stop(error)
+        self._claim()
         self.readonly = self._lock is None
         try:
             self.manifest = _manifest.read(path, fingerprint)
         except FreezekitError:
             self._unlock()
             raise
-        if before:
-            self._sweep()
+        self._sweep()
 
     @property
     def nbytes(self) -> int:
@@ -238,6 +232,28 @@ class Folder:
         self._sweep()
         self._unlock()
 
+    def _claim(self) -> None:
+        """Creates the folder if need be, and locks it unless another process has.
+
+        Raises:
+            FreezekitError: it cannot be created, or has files named as if they were a cache's.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.path.iterdir()}
+        except OSError as error:
+            raise FreezekitError(f"the cache cannot be kept in {self.path}: {error}") from error
+        alike = sorted(name for name in names if _OURS.fullmatch(name))
+        if alike and not names & {_LOCK, _manifest.NAME}:
+            raise FreezekitError(
+                f"{self.path} has no cache, but {counted(alike, 'file')}, named as a cache's would "
+                "be: give another folder, or delete them"
+            )
+        try:
+            self._lock = _durable.lock(self.path / _LOCK)
+        except OSError as error:
+            self._stop(error)
+
     def _begin(self, name: str) -> _Growing:
         while (self.path / f"tap-{name}-{self.manifest.number}.npy").exists():
             self.manifest = self.manifest._replace(number=self.manifest.number + 1)
@@ -250,7 +266,8 @@ class Folder:
         """Completes a data file and writes its table."""
         saved = self.manifest.taps[name]
         size = getattr(torch, saved.kind.stored).itemsize
-        descr = _DESCR.get(saved.kind.stored, f"<i{size}" if size > 1 else "|u1")
+        letter = _LETTERS.get(saved.kind.stored, "i")
+        descr = f"{_ORDER if size > 1 else '|'}{letter}{size}"
         _durable.write_at(growing.descriptor, _durable.header(descr, (growing.size // size,)), 0)
         os.fsync(growing.descriptor)
         table = growing.path.with_name(growing.path.stem + "-table.npy")
@@ -258,7 +275,7 @@ class Folder:
             growing.table.byteswap()
         shape = (growing.rows, len(growing.table) // growing.rows)
         content = _durable.header("<u8", shape) + growing.table.tobytes()
-        _durable.replace(table, content)
+        _durable.write_new(table, content)
         part = Part(
             growing.path.name, table.name, growing.rows, growing.size,
             _durable.checksum(content).hex(),

@@ -1,5 +1,6 @@
 """Learns how a pass goes without its frozen part, and proves it before it is believed."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
@@ -18,6 +19,8 @@ from ._trace import Pass, Trace
 
 _PROBES = ([0, 1], [2, 3, 4], [2, 3, 0, 4, 1])
 """Which rows are in the two batches that are traced, and in the one that is compared."""
+_LENGTH = 12
+"""How long rows are that are traced, where they may be cut."""
 _SLACK = 2_000
 """How many times the rounding of a dtype two results may differ, relative to the largest value."""
 _ROUGH = 0.05
@@ -105,13 +108,16 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     length = batch.length
     if length is None or length < 3 or batch.lengths is None or batch.layout.mask is None:
         return Probes(batch._replace(leaves=leaves, size=5, length=None, lengths=None), None)
+    if trims:  # Rows that are cut are rows too, and cheaper.
+        length = min(length, _LENGTH)
+        leaves = batch._replace(leaves=leaves, size=5).taken(torch.arange(5), length)
     short = max(2, int(0.7 * length))
     most = [length, length - 1, short, short, short - 1] if trims else [length, length - 1] * 2
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     lengths = lengths.minimum(torch.tensor((most + [length])[:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
     leaves[batch.layout.mask] = prefixes(lengths, length).to(mask.dtype)
-    found = batch._replace(leaves=leaves, size=5, lengths=lengths)
+    found = batch._replace(leaves=leaves, size=5, length=length, lengths=lengths)
     if not trims:
         return Probes(found._replace(length=None, lengths=None), None)
     return Probes(found, (length, short))
@@ -303,7 +309,8 @@ def _compare(real: Outcome, found: Outcome) -> None:
                 "(as where hidden states of frozen layers are collected)",
                 "do not ask for them, or name a boundary with boundary=...",
             )
-        largest = max((_size(one) for one in ones if one is not None), default=0.0)
+        sizes = [_size(one) for one in ones if one is not None]
+        largest = max((size for size in sizes if math.isfinite(size)), default=0.0)
         for one, other in zip(ones, others, strict=True):
             if one is None or other is None:
                 unlike = (one is None) != (other is None)
@@ -331,22 +338,25 @@ def differs(one: torch.Tensor, other: torch.Tensor, least: float = 0.0) -> bool:
         return True
     if not (one.is_floating_point() or one.is_complex()):
         return not torch.equal(one, other)
-    finite = torch.isfinite(one)
-    if not torch.equal(finite, torch.isfinite(other)):
-        return True
-    bound = min(_ROUGH, _SLACK * torch.finfo(one.dtype).eps)
     if one.is_complex():
         one, other = (torch.view_as_real(each.resolve_conj()) for each in (one, other))
+    bound = min(_ROUGH, _SLACK * torch.finfo(one.dtype).eps)
+    largest, distance = _size(one), _size(one - other)
+    if not math.isfinite(distance):  # What is not finite must be so at the same places.
         finite = torch.isfinite(one)
-    distance = _size(one[finite].double() - other[finite].double())
-    return distance > bound * max(_size(one), least)
+        if not torch.equal(one[~finite], other[~finite]) or not other[finite].isfinite().all():
+            return True
+        largest, distance = _size(one[finite]), _size(one[finite] - other[finite])
+    return distance > bound * max(largest, least)
 
 
 def _size(tensor: torch.Tensor) -> float:
-    """Returns the largest finite absolute value."""
-    values = tensor.detach().abs()
-    values = values[torch.isfinite(values)] if values.is_floating_point() else values
-    return float(values.max()) if values.numel() else 0.0
+    """Returns the largest absolute value."""
+    if not tensor.numel():
+        return 0.0
+    if tensor.is_floating_point():
+        return float(torch.linalg.vector_norm(tensor, math.inf))
+    return float(tensor.abs().max())
 
 
 def _refuse_no_prefix(watched: Pass, decided: list[str]) -> NoReturn:

@@ -1,13 +1,16 @@
 """What modules hold besides parameters, buffers and modules: values that a pass may depend on."""
 
 from collections.abc import Iterable, Iterator
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-_OWN = frozenset(("_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"))
+_OWN = frozenset(vars(nn.Module())) | {
+    "train", "forward", "_freezekit", "_is_hf_initialized",
+}  # fmt: skip
+"""What every module has, and no forward reads."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SIMPLE = (
     nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
@@ -21,23 +24,23 @@ class State:
 
     def __init__(self, named: Iterable[tuple[str, nn.Module]]) -> None:
         """Remembers what some modules hold, by path."""
-        self._texts: list[str] = []
-        self._places: list[tuple[dict[str, Any], str]] = []
+        self._places: list[tuple[str, dict[str, Any], list[str], list[Any]]] = []
         self._lists: list[tuple[str, Any, list[Any]]] = []
         seen: set[int] = set()
         for path, module in named:
             if type(module) not in _SIMPLE:
                 self._read(path, vars(module), seen, 2)
-        self._values = [held.get(name, _GONE) for held, name in self._places]
+        self._getters = [(itemgetter(*names, names[0]), held) for _, held, names, _ in self._places]
+        self._values = [(*values, values[0]) for _, _, _, values in self._places]
 
     def _read(self, path: str, held: dict[str, Any], seen: set[int], depth: int) -> None:
+        names = []
         for name, value in held.items():
             place = f"{path}.{name}" if path else str(name)
-            if name in _OWN or str(name).startswith("__") or str(name).endswith("hooks"):
+            if name in _OWN or not isinstance(name, str) or name.startswith("__"):
                 continue
             if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype):
-                self._places.append((held, name))
-                self._texts.append(place)
+                names.append(name)
             elif id(value) in seen or isinstance(value, torch.Tensor | nn.Module | type):
                 continue
             elif isinstance(value, list | tuple | set | dict):
@@ -46,19 +49,26 @@ class State:
             elif depth and isinstance(getattr(value, "__dict__", None), dict):
                 seen.add(id(value))
                 self._read(place, vars(value), seen, depth - 1)
+        if names:
+            self._places.append((path, held, names, [held[name] for name in names]))
 
     def holds(self) -> bool:
         """Returns whether nothing has changed."""
-        return [held.get(name, _GONE) for held, name in self._places] == self._values and all(
+        try:
+            values = [getter(held) for getter, held in self._getters]
+        except KeyError:
+            return False
+        return values == self._values and all(
             [_same(value, members) for _, value, members in self._lists]
         )
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
-        now = (held.get(name, _GONE) for held, name in self._places)
-        for text, value, before in zip(self._texts, now, self._values, strict=True):
-            if value is not before and value != before:
-                return text
+        for path, held, names, values in self._places:
+            for name, before in zip(names, values, strict=True):
+                value = held.get(name, _GONE)
+                if value is not before and value != before:
+                    return f"{path}.{name}" if path else name
         return next((text for text, value, some in self._lists if not _same(value, some)), "")
 
 

@@ -38,7 +38,7 @@ class Way:
         trims: whether rows are stored without their padding.
         modules: the modules whose calls matter, by path.
         roots: the labels of the arguments that what is stored depends on.
-        salt: what else than the arguments' tensors the values depend on.
+        setting: the form, the modes and what else decides how a pass goes.
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
     """
@@ -47,7 +47,7 @@ class Way:
     trims: bool
     modules: list[tuple[str, torch.nn.Module]]
     roots: tuple[str, ...]
-    salt: tuple[str, ...]
+    setting: tuple[Any, ...]
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
 
@@ -80,6 +80,7 @@ class Ways:
         self._store = store
         self._modules = [*entry.modules()]
         self._known: dict[Any, Way | None] = {}
+        self._proven: dict[Any, Way] = {}
         self._whole: set[Any] = set()
         self._few: dict[Any, Batch] = {}
         self._valid: dict[str, Validity] = {}
@@ -103,7 +104,7 @@ class Ways:
         if form in self._whole:
             batch = batch._replace(length=None, lengths=None)
             form = batch.form()
-        modes = bytes([module.training for module in self._modules])
+        modes = self._modes()
         precision = _precision(batch)
         key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
         if key in self._known:
@@ -138,9 +139,14 @@ class Ways:
         """Yields the valid ways whose values are of use for another, the nearest first."""
         earlier = (each for each in reversed(self._known.values()) if each is not None)
         for other in (*way.ahead, *earlier):
-            alike = (other.roots, other.trims, other.salt) == (way.roots, way.trims, way.salt)
+            alike = (other.roots, other.trims) == (way.roots, way.trims)
+            alike = alike and other.setting == way.setting
             if other is not way and alike and self._is_valid(other):
                 yield other
+
+    def _modes(self) -> bytes:
+        """Returns the mode of each module."""
+        return bytes([module.training for module in self._modules])
 
     def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
         """Returns a way that was proven; warns, or raises before anything was answered, if none."""
@@ -153,8 +159,11 @@ class Ways:
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
         for index in range(now + 1, len(self._applied.resolved.phases)):
+            hot = self._hot(now, index)
+            ahead = self._proven.get((hot, way.setting))
             try:
-                ahead = self._prepared(forward, batch, precision, self._hot(now, index))
+                if ahead is None or not self._is_valid(ahead):
+                    ahead = self._prepared(forward, batch, precision, hot)
             except CacheRefusedError:
                 continue  # It says so when that phase begins.
             known = {tap.name for tap in way.taps()}
@@ -182,9 +191,9 @@ class Ways:
         watched = Pass(entry, run, hot, frozenset(hot_paths), frozenset(weighty))
         program, trims = learn(watched, batch)
         validity = Validity(entry, program)
-        salt = (precision, *_plain(batch))
+        setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
         contents = self._contents(validity) if self._durable else ()
-        full = [*salt, *contents]
+        full = [precision, *_plain(batch), *contents]
         program = program._replace(taps=tuple(_salted(tap, full) for tap in program.taps))
         for tap in program.taps:
             self._valid.setdefault(tap.name, validity)
@@ -197,7 +206,9 @@ class Ways:
             for name, buffer in each._buffers.items()
             if buffer is not None
         ]
-        return Way(program, trims, modules, roots, salt, moving)
+        way = Way(program, trims, modules, roots, setting, moving)
+        self._proven[hot, setting] = way
+        return way
 
     def _hot(self, first: int, last: int) -> frozenset[int]:
         """Returns the identities of what trains now or in some phase of a stretch."""
