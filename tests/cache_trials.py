@@ -72,13 +72,19 @@ Drive = Callable[[Run], None]
 def total(result: Any) -> torch.Tensor | None:  # noqa: ANN401
     """Returns a scalar of all that has a gradient in what a model returns."""
     leaves = [each for each in tensors_of(result) if each.requires_grad]
-    parts = [(each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in leaves]
+    parts = [
+        (each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in leaves
+    ]
     return sum(parts[1:], parts[0]) if parts else None
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:  # noqa: ANN401
     """Returns the tensors in a value, in objects too."""
-    if not isinstance(value, torch.Tensor) and hasattr(value, "__dict__") and not isinstance(value, dict):
+    if (
+        not isinstance(value, torch.Tensor)
+        and hasattr(value, "__dict__")
+        and not isinstance(value, dict)
+    ):
         value = vars(value)
     return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
 

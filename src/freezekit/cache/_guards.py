@@ -71,4 +71,3 @@ def _seen(modules: Iterable[torch.nn.Module]) -> Iterator[_Seen]:
             for name, tensor in table.items():
                 if isinstance(tensor, torch.Tensor):
                     yield _Seen(table, name, tensor)
-

@@ -35,9 +35,7 @@ LOOKS = frozenset(
 )
 """What reads of a tensor its form only."""
 
-_SHAPED = frozenset(
-    "nonzero argwhere unique unique_consecutive unique_dim masked_select".split()
-)
+_SHAPED = frozenset("nonzero argwhere unique unique_consecutive unique_dim masked_select".split())
 """What gives tensors whose form depends on values: whatever follows may depend on it."""
 
 _COUNTS = ("histc", "bincount")
@@ -52,7 +50,19 @@ _CREATES = frozenset(
 )
 """What reads of its first argument its form only."""
 
-_HEAVY = ("linear", "conv", "mm", "mv", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "scan")
+_HEAVY = (
+    "linear",
+    "conv",
+    "mm",
+    "mv",
+    "matmul",
+    "einsum",
+    "attention",
+    "lstm",
+    "gru",
+    "rnn",
+    "scan",
+)
 """Parts of the names of functions that are worth to be spared."""
 
 
@@ -182,6 +192,7 @@ class Trace(TorchFunctionMode):
         self._inner: dict[int, Known] = {}
         self._mask = frozenset(() if layout.mask is None else (layout.mask,))
         self._shapes: list[tuple[str, list[torch.Size]]] = []
+        self._rowless: set[int] = set()
         self._first = [] if first is None else first._shapes
         self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
         self.known: dict[int, Known] = {}
@@ -191,11 +202,11 @@ class Trace(TorchFunctionMode):
                 for name, tensor in table.items():
                     if _is_tensor(tensor):
                         hot = id(tensor) in watched.hot
-                        self.known.setdefault(
-                            id(tensor), Known(hot=hot, origin=(kind, path, name))
-                        )
+                        self.known.setdefault(id(tensor), Known(hot=hot, origin=(kind, path, name)))
         for at in self._all:
-            self.known[id(leaves[at])] = Known(roots=frozenset((at,)), origin=("argument", layout.labels[at]))
+            self.known[id(leaves[at])] = Known(
+                roots=frozenset((at,)), origin=("argument", layout.labels[at])
+            )
 
     def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
         """Runs the pass and returns what it returns."""
@@ -259,7 +270,7 @@ class Trace(TorchFunctionMode):
             hot=joined.hot or random,
             sources=frozenset(),
             origin=self._origin(name, (args, kwargs)),
-            mixed=joined.mixed or self._mixes(name, result, joined.roots),
+            mixed=joined.mixed or self._mixes(name, result, tensors, joined.roots),
         )
         event = None
         if any(id(each) in self._marks for each in tensors):
@@ -372,7 +383,7 @@ class Trace(TorchFunctionMode):
             )
         own = (self._of_inner(each) for each in tensors if id(each) in self.known)
         self.looked += [each.origin for each in own if not (each.hot or each.roots)]
-        mixed = joined.mixed or self._mixes(name, result, joined.roots)
+        mixed = joined.mixed or self._mixes(name, result, tensors, joined.roots)
         known = joined._replace(sources=frozenset(), derived=True, mixed=mixed)
         for each in flattened(result):
             if _is_tensor(each) and id(each) not in self.known:
@@ -380,25 +391,34 @@ class Trace(TorchFunctionMode):
                 self._keep.append(each)
         return result
 
-    def _mixes(self, name: str, result: object, roots: frozenset[int]) -> bool:
-        """Returns whether a function made something of all rows that has as many for any number.
+    def _mixes(
+        self, name: str, result: object, tensors: list[torch.Tensor], roots: frozenset[int]
+    ) -> bool:
+        """Returns whether a function makes of rows what has none: something of all of them.
 
-        Known in a second trace only. What depends on nothing but the mask tells of padding.
+        It is known in a second trace, from shapes that do not depend on the number of rows. What
+        depends on nothing but the mask tells of padding.
         """
         at = len(self._shapes)
-        tensors = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
-        self._shapes.append((name, [leaf.shape for leaf in tensors]))
+        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+        self._shapes.append((name, [leaf.shape for leaf in leaves]))
         if at >= len(self._first) or self._first[at][0] != name:
             self._first = []
             return False
-        pairs = zip(tensors, self._first[at][1], strict=False)
-        told = not roots <= self._mask and name not in _COUNTS
-        return told and any(leaf.shape == shape for leaf, shape in pairs)
+        pairs = zip(leaves, self._first[at][1], strict=False)
+        rowless = [leaf for leaf, shape in pairs if leaf.shape == shape]
+        if roots <= self._mask or not rowless:
+            return False
+        self._rowless.update(map(id, rowless))
+        read = (each for each in tensors if self._of_inner(each).roots)
+        return name not in _COUNTS and not all(id(each) in self._rowless for each in read)
 
     def _of_inner(self, tensor: torch.Tensor) -> Known:
         """Returns what is known of a tensor within a frozen call."""
         found = self._inner.get(id(tensor)) or self.known.get(id(tensor))
-        if found is None:  # made by what is not seen, such as a script, of what it was given
+        if found is None and self._within is None:
+            found = self._of(tensor)
+        elif found is None:  # made by what is not seen, such as a script, of what it was given
             assert self._within is not None
             event = self.events[self._within]
             found = Known(roots=event.roots, behind=event.behind)
@@ -456,9 +476,7 @@ class Trace(TorchFunctionMode):
 
         return call
 
-    def _frozen(
-        self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known
-    ) -> Any:  # noqa: ANN401
+    def _frozen(self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known) -> Any:  # noqa: ANN401
         """Runs a frozen call and notes it, unless it draws random numbers without parameters."""
         at, module = len(self.events), self._watched.entry.get_submodule(path)
         flat = [*flattened(given)]
