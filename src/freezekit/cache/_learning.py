@@ -114,7 +114,7 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     short = max(2, int(0.7 * length))
     if len(_PROBES[0]) * length == len(_PROBES[1]) * short:
         short -= 1  # or tensors (B * length, ...) would look the same in both
-    most = [length, length - 1, short, short, short - 1] if trims else [length, length - 1] * 2
+    most = [length, length - 1, short, short, max(1, short - 1)] if trims else [length, length - 1] * 2
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     lengths = lengths.minimum(torch.tensor((most + [length])[:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
