@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path
 
 from .._digest import digest
+from ._identities import Id
 from ._refusals import is_plain, refuse
 
 _LARGE = 1 << 14
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
         size: how many rows there are.
         length: the length of the mask, if its rows are padded at their end; None otherwise.
         lengths: for each row how much of it is no padding.
+        ids: for each row what names it, where that is known.
     """
 
     leaves: list[Any]
@@ -51,6 +53,7 @@ class Batch(NamedTuple):
     size: int
     length: int | None
     lengths: torch.Tensor | None
+    ids: tuple[Id, ...] | None = None
 
     def rows_at(self, at: int) -> bool:
         """Returns whether a leaf has a row for each sample."""
@@ -71,6 +74,12 @@ class Batch(NamedTuple):
                 if length is not None and self.follows_length(at):
                     found[at] = found[at][:, :length]
         return found
+
+    def is_small(self, roots: Sequence[int]) -> bool:
+        """Returns whether some leaves are read in no time."""
+        leaves = (self.leaves[at] for at in roots)
+        total: int = sum(leaf.nbytes for leaf in leaves)
+        return total < _LARGE * max(1, self.size)
 
     def form(self) -> tuple[Any, ...]:
         """Returns what the passes have in common that go the same way."""
@@ -105,11 +114,11 @@ def layout_of(
                 "call it with tensors and plain values, in tuples and dicts",
             )
         inner = keystr(path[2:])
-        first = getattr(path[1], "idx", None)
-        if first is None:
-            name = str(path[1].key)
+        first: Any = path[1]
+        if hasattr(first, "key"):
+            name = str(first.key)
         else:
-            name = parameters[first] if first < len(parameters) else str(first)
+            name = parameters[first.idx] if first.idx < len(parameters) else str(first.idx)
         labels.append(name + inner)
     return Layout(spec, tuple(labels), labels.index(mask) if mask in labels else None)
 
@@ -143,9 +152,9 @@ def prefixes(lengths: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
-    """Returns a number below 2**128 for each row, of what it holds in some of the leaves.
+    r"""Returns a number below 2**128 for each row, of what it holds in some of the leaves.
 
-    Small rows are read as words :math:`x_j`, and two sums :math:`\\sum_j w_j x_j` modulo
+    Small rows are read as words :math:`x_j`, and two sums :math:`\sum_j w_j x_j` modulo
     :math:`2^{64}` with random weights tell them apart, of which padding is no part. Large rows
     are digested one by one.
 

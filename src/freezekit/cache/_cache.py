@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from ._entry import Entry
 from ._filling import part, refilled
 from ._fingerprint import fingerprint
 from ._follow import Diverged, Recorder, Replay
+from ._identities import Identities, key_of, read_ids
 from ._learning import differs, untouched
 from ._patches import Forward
 from ._stats import Record, Stats
@@ -33,11 +36,11 @@ _MEMORY = 1 << 30
 Call = Callable[[torch.nn.Module, Any], Any]
 
 
-class _Collected(Exception):
+class _Collected(BaseException):
     """Ends a pass whose arguments are all that is wanted."""
 
 
-class _Enough(Exception):
+class _Enough(BaseException):
     """Ends a pass of which all is stored that is to be."""
 
 
@@ -76,12 +79,14 @@ class ActivationCache:
         applied: AppliedPlan,
         *,
         entry: str = "",
+        boundary: str | None = None,
         mask: str | None = "attention_mask",
+        key: str | None = None,
         memory: int = _MEMORY,
         folder: str | PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
         tag: str = "",
-        audit: int = 10_000,
+        audit: int | None = None,
     ) -> None:
         """Stands in for the forward of the model from now on; `close` ends that.
 
@@ -89,16 +94,21 @@ class ActivationCache:
             applied: the plan that was applied to the model.
             entry: path of the module whose calls are the passes, "" for the model itself. Where a
                 training step calls a part of it, as with Lightning, that part.
+            boundary: path of a module, from the entry, to store the output of; None finds what is
+                best.
             mask: the argument of its forward that says what is padding (1 for what is not), of
                 shape (B, length). Rows whose padding is at their end are stored without it.
+            key: the keyword argument in which passes get the ids of samples, for inputs that take
+                long to read, such as images; see `WithIds`. None keys rows by their content.
             memory: bytes of rows that are held in memory.
             folder: where all rows are written too, for later runs and other processes. Rows beyond
                 `memory` are read from there; without a folder they are computed each time.
             dtype: a smaller floating dtype to store in; None stores what was computed.
             tag: what else the inputs of the model depend on, such as the version of a tokenizer: a
                 folder of another tag is refused.
-            audit: one row in about so many is computed again and compared; 0 for none. It is what
-                sees a weight that was written through `.data`.
+            audit: one row in about so many is computed again and compared; 0 for none; None for
+                1,000 with `key`, else 10,000. It is what sees a weight that was written through
+                `.data`, or an image that is another one under the same id.
 
         Raises:
             FreezekitError: the plan was released, there is no such module, or what is in `folder`
@@ -106,28 +116,34 @@ class ActivationCache:
         """
         applied._check_live()
         root = applied._modules[0]
-        try:
-            module = root.get_submodule(entry)
-        except AttributeError as error:
-            raise FreezekitError(f"entry={entry!r}: {error}") from error
+        module = _submodule(root, "entry", entry)
+        if boundary is not None:
+            _submodule(module, "boundary", boundary)
         where = None if folder is None else Path(folder)
         self._root = root
+        self._has_folder = where is not None
         self._mask = mask
-        self._audit = whole_number("audit", audit, 0)
+        self._key = key
+        usual = 10_000 if key is None else 1_000
+        self._audit = usual if audit is None else whole_number("audit", audit, 0)
+        self._memory = whole_number("memory", memory, 0)
         self._store = Store(
-            memory=whole_number("memory", memory, 0),
+            memory=self._memory,
             folder=where,
             dtype=dtype,
             fingerprint={} if where is None else fingerprint(applied, module, tag),
         )
-        self._ways = Ways(applied, module, self._store, durable=where is not None)
+        self._ways = Ways(
+            applied, module, self._store, boundary=boundary, durable=where is not None
+        )
+        self._identities = Identities()
         self._layouts: dict[Any, Layout] = {}
         self._busy = False
         self._collected: list[Batch] | None = None
         self._fills = False
         self._record = Record()
         self._turns = Turns(applied)
-        self._entry = Entry(module, self._answer)
+        self._entry = Entry(module, self._answer, key)
 
     def __enter__(self) -> Self:
         return self
@@ -191,14 +207,34 @@ class ActivationCache:
             8
         """
         pending: list[Batch] = []
+        total = len(batches) if isinstance(batches, Sized) else None
         with torch.no_grad(), _bar(batches, progress) as shown:
             for batch in shown:
-                pending += self._inputs(batch, forward or _call)
+                inputs = self._inputs(batch, forward or _call)
+                if total is not None and not self._record.misses and not pending:
+                    self._predict(inputs[0], total)
+                pending += inputs
                 if sum(each.size for each in pending) >= window:
                     self._fill(pending, batch_size)
                     pending = []
             self._fill(pending, batch_size)
         self._store.flush()
+
+    def _predict(self, batch: Batch, batches: int) -> None:
+        """Warns if the rows of so many batches will not fit, and leaves out what can be."""
+        way, read = self._ways.of(self._entry.forward, batch)
+        if way is None or self._has_folder:
+            return
+        lengths = read.lengths
+        mean = 1.0 if lengths is None else float(lengths.double().mean())
+        needed = self._ways.fit(way, batches * batch.size, mean, self._memory)
+        if needed > self._memory:
+            warnings.warn(
+                f"{batches * batch.size:,} rows take about {needed / 2**20:,.0f} MiB, and memory="
+                f"{self._memory:,} bytes hold {self._memory / needed:.0%} of them; the others are "
+                "computed each time: allow more, or name a folder=... for the rest",
+                stacklevel=3,
+            )
 
     def export(
         self, batches: Iterable[Any], forward: Call | None = None
@@ -249,7 +285,8 @@ class ActivationCache:
 
     def _inputs(self, batch: object, forward: Call) -> list[Batch]:
         """Returns what the entry is called with in a pass over a batch."""
-        self._collected = found = []
+        found: list[Batch] = []
+        self._collected = found
         try:
             forward(self._root, batch)
         except _Collected:
@@ -267,32 +304,37 @@ class ActivationCache:
         """Computes the rows of some batches, sorted by length."""
         for batch in refilled(pending, batch_size):
             self._fills = True
+            forward = self._entry.forward
+            args, kwargs = tree_unflatten(batch.leaves, batch.layout.spec)
             try:
-                self._call_entry(batch)
+                self._pass(forward, batch, partial(forward, *args, **kwargs))
             except _Enough:
                 pass
             finally:
                 self._fills = False
 
-    def _call_entry(self, batch: Batch) -> None:
-        args, kwargs = tree_unflatten(batch.leaves, batch.layout.spec)
-        self._answer(self._entry.forward, args, kwargs)
-
     def _answer(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Answers a call of the entry."""
+        ids = None if self._key is None else kwargs.pop(self._key, None)
         if self._busy or self._turns.over:
             return forward(*args, **kwargs)
+        batch = self._read(forward, args, kwargs)
+        if ids is not None:
+            batch = batch._replace(ids=read_ids(ids, batch.size))
+        if self._collected is not None:
+            self._collected.append(batch)
+            raise _Collected
+        return self._pass(forward, batch, lambda: forward(*args, **kwargs))
+
+    def _pass(self, forward: Forward, batch: Batch, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Runs a pass the best way there is."""
         self._busy = True
         try:
-            batch = self._read(forward, args, kwargs)
-            if self._collected is not None:
-                self._collected.append(batch)
-                raise _Collected
             way, batch = self._ways.of(forward, batch)
             if way is None:
-                return forward(*args, **kwargs)
+                return run()
             self._ways.started = True
-            return self._go(way, batch, lambda: forward(*args, **kwargs))
+            return self._go(way, batch, run)
         finally:
             self._busy = False
 
@@ -320,7 +362,7 @@ class ActivationCache:
                 result = self._computed(way, batch, keys, run)
             else:
                 if self._audit and self._turns.is_due(batch.size, self._audit):
-                    self._check(way, batch, values, run)
+                    self._check(way, batch, values)
                 replay = Replay(way.program, way.modules, values, (batch.size, batch.length))
                 with replay.following():
                     result = run()
@@ -341,7 +383,13 @@ class ActivationCache:
         return result
 
     def _keys(self, way: Way, batch: Batch) -> list[int]:
-        return row_keys(batch, [batch.layout.labels.index(label) for label in way.roots])
+        roots = [batch.layout.labels.index(label) for label in way.roots]
+        if batch.ids is None:
+            return row_keys(batch, roots)
+        keys = [*map(key_of, batch.ids)]
+        if batch.is_small(roots):
+            self._identities.check(batch.ids, keys, row_keys(batch, roots))
+        return keys
 
     def _values(self, way: Way, batch: Batch, keys: list[int]) -> list[torch.Tensor] | None:
         """Returns the stored tensors for a batch, None if a row is missing."""
@@ -362,9 +410,7 @@ class ActivationCache:
             values.append(value)
         return values
 
-    def _computed(
-        self, way: Way, batch: Batch, keys: list[int], run: Callable[[], Any]
-    ) -> Any:  # noqa: ANN401
+    def _computed(self, way: Way, batch: Batch, keys: list[int], run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs a pass and stores what crosses, from the nearest boundary below that is stored."""
         lengths = None if batch.lengths is None else batch.lengths.tolist()
         waiting = {tap.name for tap in way.taps()}
@@ -393,9 +439,7 @@ class ActivationCache:
                 stack.enter_context(recorder.following())
             return run()
 
-    def _check(
-        self, way: Way, batch: Batch, values: list[torch.Tensor], run: Callable[[], Any]
-    ) -> None:
+    def _check(self, way: Way, batch: Batch, values: list[torch.Tensor]) -> None:
         """Computes one row of a batch again, and compares it with what is stored.
 
         Raises:
@@ -403,20 +447,19 @@ class ActivationCache:
         """
         at = int(torch.randint(batch.size, (), generator=self._turns.random))
         row = part(batch, torch.tensor([at]))
-        length = None if row.length is None else row.length
         waiting = set(range(len(way.program.taps)))
 
         def sink(number: int, tensor: torch.Tensor) -> None:
             tap, value = way.program.taps[number], values[number][at : at + 1]
             stored = self._store.tap(tap.name, tap.row_shape, tap.dtype).stored_dtype
             if None in tap.row_shape:
-                value = value[:, :length]
+                value = value[:, : row.length]
             if differs(tensor.to(stored), value.to(stored)):
                 raise FreezekitError(
                     f"the cache holds another value for row {at} of this batch than {tap.text!r} "
-                    "computes: a frozen tensor was written through .data, or something that is "
-                    "neither a parameter, a buffer nor an input has changed; close the cache and "
-                    "make a new one, and see applied.guard()"
+                    "computes: a frozen tensor was written through .data, an id names other data "
+                    "than before, or something has changed that is neither a parameter, a buffer "
+                    "nor an input; close the cache and make a new one, and see applied.guard()"
                 )
             waiting.discard(number)
             if not waiting:
@@ -429,6 +472,13 @@ class ActivationCache:
                 self._entry.forward(*args, **kwargs)
         except _Enough:
             pass
+
+
+def _submodule(module: torch.nn.Module, option: str, path: str) -> torch.nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise FreezekitError(f"{option}={path!r}: {error}") from error
 
 
 def _call(model: torch.nn.Module, batch: Any) -> Any:  # noqa: ANN401

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..errors import FreezekitError
 from ._patches import Forward
 
 Answer = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -21,12 +22,21 @@ class Entry:
         module: the module.
     """
 
-    def __init__(self, module: torch.nn.Module, answer: Answer) -> None:
-        """Places itself as the module's own `forward`."""
+    def __init__(self, module: torch.nn.Module, answer: Answer, key: str | None = None) -> None:
+        """Places itself as the module's own `forward`.
+
+        Args:
+            module: the module.
+            answer: gets its forward and the arguments of each call.
+            key: the name of a keyword argument that calls may have besides.
+
+        Raises:
+            FreezekitError: the forward has an argument of that name.
+        """
         self.module = module
         self._before: Forward | None = module.__dict__.get("forward")
         self._answer: Answer | None = answer
-        self.__signature__ = inspect.signature(module.forward)
+        self.__signature__ = _with(inspect.signature(module.forward), key)
         module.__dict__["forward"] = self
 
     @property
@@ -62,3 +72,16 @@ class Entry:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__signature__ = inspect.signature(type(self.module).forward)
+
+
+def _with(signature: inspect.Signature, key: str | None) -> inspect.Signature:
+    """Returns a signature with one more keyword argument."""
+    if key is None:
+        return signature
+    parameters = [*signature.parameters.values()]
+    if key in signature.parameters:
+        raise FreezekitError(f"key={key!r}: forward has an argument of that name; choose another")
+    last = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    extra = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters.insert(len(parameters) - last, extra)
+    return signature.replace(parameters=parameters)

@@ -22,18 +22,19 @@ def refilled(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
         order = torch.arange(whole.size)
         if whole.lengths is not None:
             order = whole.lengths.cpu().argsort(descending=True, stable=True)
-        for rows in order.split(size):
-            yield part(whole, rows)
+        for start in range(0, whole.size, size):
+            yield part(whole, order[start : start + size])
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
     """Returns some rows of a batch (n,), cut to the longest of them."""
+    ids = None if batch.ids is None else tuple(batch.ids[row] for row in rows.tolist())
     if batch.lengths is None:
-        return batch._replace(leaves=batch.taken(rows, None), size=len(rows))
+        return batch._replace(leaves=batch.taken(rows, None), size=len(rows), ids=ids)
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     length = max(1, int(lengths.max()))
     leaves = batch.taken(rows, length)
-    return batch._replace(leaves=leaves, size=len(rows), length=length, lengths=lengths)
+    return Batch(leaves, batch.layout, len(rows), length, lengths, ids)
 
 
 def distinct(batch: Batch) -> list[int]:
@@ -60,7 +61,11 @@ def joined(batches: list[Batch]) -> Batch:
     lengths = None
     if first.lengths is not None:
         lengths = torch.cat([batch.lengths for batch in batches if batch.lengths is not None])
-    return Batch(leaves, first.layout, sum(batch.size for batch in batches), length, lengths)
+    ids = None
+    if first.ids is not None:
+        ids = tuple(each for batch in batches for each in batch.ids or ())
+    size = sum(batch.size for batch in batches)
+    return Batch(leaves, first.layout, size, length, lengths, ids)
 
 
 def _padded(leaf: torch.Tensor, length: int) -> torch.Tensor:

@@ -9,11 +9,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._patches import Forward, patched
-from ._program import Action, Hole, Program, Slot
+from ._program import Action, Dim, Hole, Program, Slot
 from ._trace import LOOKS, Source, flattened, function_name
 
 
-class Diverged(Exception):
+class Diverged(BaseException):
     """A pass went another way than the one its program was made of."""
 
 
@@ -194,7 +194,7 @@ class Replay(_Follow):
         """
         super().__init__(program, modules)
         self._values = values
-        self._sizes = {"B": sizes[0], "L": sizes[1]}
+        self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
         self._filling = filling
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -218,4 +218,4 @@ class Replay(_Follow):
         if filling and not hole.dtype.is_floating_point:
             filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
         one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
-        return one.expand([self._sizes.get(dim, dim) for dim in hole.dims])  # type: ignore[call-overload, misc]
+        return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]

@@ -27,7 +27,8 @@ class Validity:
         """Remembers all that has a part in what a program stores."""
         modules = [entry.get_submodule(path) for path in program.modules]
         below = {id(each): each for module in modules for each in module.modules()}
-        self._modes = [(module, module.training) for module in below.values()]
+        self._modules = [*below.values()]
+        self._modes = [module.training for module in self._modules]
         found = [*_seen(below.values())]
         for _, path, name in program.tensors:
             module = entry.get_submodule(path)
@@ -35,6 +36,7 @@ class Validity:
                 if isinstance(tensor := table.get(name), torch.Tensor):
                     found.append(_Seen(table, name, tensor))
         self._seen = [*{(id(each.table), each.name): each for each in found}.values()]
+        self._identities = [id(each.tensor) for each in self._seen]
         self._versions = [each.tensor._version for each in self._seen]
         self._places = [each.tensor.data_ptr() for each in self._seen]
         configs = (getattr(each, "config", None) for each in entry.modules())
@@ -47,11 +49,11 @@ class Validity:
         """Returns whether nothing has changed, and nothing of it trains."""
         seen = self._seen
         return (
-            all([each.table.get(each.name) is each.tensor for each in seen])
+            [id(each.table.get(each.name)) for each in seen] == self._identities
             and [each.tensor._version for each in seen] == self._versions
             and [each.tensor.data_ptr() for each in seen] == self._places
-            and not any([each.tensor.requires_grad for each in seen])
-            and all([module.training is mode for module, mode in self._modes])
+            and True not in [each.tensor.requires_grad for each in seen]
+            and [module.training for module in self._modules] == self._modes
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()

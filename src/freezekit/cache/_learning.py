@@ -114,9 +114,11 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     short = max(2, int(0.7 * length))
     if len(_PROBES[0]) * length == len(_PROBES[1]) * short:
         short -= 1  # or tensors (B * length, ...) would look the same in both
-    most = [length, length - 1, short, short, max(1, short - 1)] if trims else [length, length - 1] * 2
+    most = (
+        [length, length - 1, short, short, max(1, short - 1)] if trims else [length, length - 1] * 2
+    )
     lengths = batch.lengths[rows.to(batch.lengths.device)]
-    lengths = lengths.minimum(torch.tensor((most + [length])[:5], device=lengths.device))
+    lengths = lengths.minimum(torch.tensor([*most, length][:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
     leaves[batch.layout.mask] = prefixes(lengths, length).to(mask.dtype)
     found = batch._replace(leaves=leaves, size=5, length=length, lengths=lengths)
@@ -367,7 +369,14 @@ def _refuse_no_prefix(watched: Pass, decided: list[str]) -> NoReturn:
         )
     trains = [name for name, each in watched.entry.named_parameters() if id(each) in watched.hot]
     some = ", ".join(map(repr, trains[:3])) + (", ..." if len(trains) > 3 else "")
-    kind = type(watched.entry).__name__
+    kind, boundary = type(watched.entry).__name__, watched.boundary
+    if boundary is not None:
+        refuse(
+            "boundary",
+            f"boundary={boundary!r}: its first call is not of frozen modules over frozen inputs, "
+            "or is not worth storing" + (f" ({some} train)" if trains else ""),
+            "name a module that is frozen with all before it, or leave boundary away",
+        )
     refuse(
         "no_prefix",
         f"nothing in {kind} that is worth storing comes before what trains"

@@ -145,6 +145,8 @@ class Pass(NamedTuple):
         hot: identities of what trains.
         hot_paths: paths of the modules with something that trains at or below them.
         weighty: paths of those with parameters at or below them.
+        boundary: path of the module after whose first call everything is computed; None if that is
+            for the data flow to say.
     """
 
     entry: torch.nn.Module
@@ -152,6 +154,7 @@ class Pass(NamedTuple):
     hot: frozenset[int]
     hot_paths: frozenset[str]
     weighty: frozenset[str]
+    boundary: str | None = None
 
 
 class Trace(TorchFunctionMode):
@@ -188,6 +191,7 @@ class Trace(TorchFunctionMode):
         self._looking = False
         self._marks: dict[int, Source] = {}
         self._ambient = Known()
+        self._past = False
         self._keep: list[Any] = [leaves]
         self._inner: dict[int, Known] = {}
         self._mask = frozenset(() if layout.mask is None else (layout.mask,))
@@ -277,7 +281,8 @@ class Trace(TorchFunctionMode):
             event = self._event("function", name, func, (args, kwargs), joined)
             event.leaves, event.spec = _copied(result)
             same = any(each is one for each in tree_flatten(result)[0] for one in tensors)
-            event.skippable = not (known.hot or mutated or same) and self._pays(event, tensors)
+            changes = known.hot or mutated or same or self._past
+            event.skippable = not changes and self._pays(event, tensors)
             known = known._replace(behind=event.behind)
         if _tells(name, result, tensors):
             self._decide(name, known, tensors)
@@ -469,12 +474,18 @@ class Trace(TorchFunctionMode):
                 given = [self._of(each) for each in flat if _is_tensor(each)]
                 joined = _joined([self._ambient, *given])
             weighty = path in self._watched.weighty
-            if path in self._watched.hot_paths or joined.hot or not (weighty or joined.derived):
+            computed = path in self._watched.hot_paths or joined.hot or self._is_beyond(path)
+            if computed or not (weighty or joined.derived):
                 self.calls.append(Call(path, None, None))
                 return forward(*args, **kwargs)
             return self._frozen(path, forward, (args, kwargs), joined)
 
         return call
+
+    def _is_beyond(self, path: str) -> bool:
+        """Returns whether a call reaches beyond the boundary, if there is one."""
+        boundary = self._watched.boundary
+        return boundary is not None and (self._past or boundary.startswith(f"{path}."))
 
     def _frozen(self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known) -> Any:  # noqa: ANN401
         """Runs a frozen call and notes it, unless it draws random numbers without parameters."""
@@ -491,6 +502,7 @@ class Trace(TorchFunctionMode):
             result = forward(*given[0], **given[1])
         finally:
             self._within = None
+            self._past = self._past or path == self._watched.boundary
         with self._unseen():
             random = not torch.equal(before, _rng())
             if random and path in self._watched.weighty:

@@ -20,6 +20,7 @@ from ._learning import learn
 from ._patches import Forward
 from ._program import Program, Tap
 from ._refusals import CacheRefusedError
+from ._rows import predicted_bytes
 from ._store import Store
 from ._trace import Pass
 
@@ -65,7 +66,13 @@ class Ways:
     """
 
     def __init__(
-        self, applied: AppliedPlan, entry: torch.nn.Module, store: Store, *, durable: bool
+        self,
+        applied: AppliedPlan,
+        entry: torch.nn.Module,
+        store: Store,
+        *,
+        boundary: str | None,
+        durable: bool,
     ) -> None:
         """Nothing is learned yet.
 
@@ -73,6 +80,7 @@ class Ways:
             applied: the plan that says what trains.
             entry: the module whose calls are passes.
             store: where rows are dropped that are not valid any more.
+            boundary: path of the module, from the entry, after whose call everything is computed.
             durable: whether rows outlive the process, so that weights are part of their names.
         """
         self._applied = applied
@@ -86,6 +94,7 @@ class Ways:
         self._valid: dict[str, Validity] = {}
         self._digests: dict[int, tuple[int, int, bytes]] = {}
         self._phase = applied.phase
+        self._boundary = boundary
         self._durable = durable
         self.started = False
 
@@ -135,6 +144,29 @@ class Ways:
         self._few[form] = part(batch, torch.tensor(distinct(batch)))
         return None
 
+    def fit(self, way: Way, rows: int, mean_length: float, budget: int) -> int:
+        """Leaves taps of later phases out until all that is stored fits into some bytes.
+
+        The lowest boundary is kept longest: the others can be computed from it.
+
+        Args:
+            way: how passes go now; it is changed.
+            rows: how many will be stored.
+            mean_length: of those without padding.
+            budget: bytes.
+
+        Returns:
+            How many bytes are expected with what is left.
+        """
+
+        def needed() -> int:
+            taps = {tap.name: tap for tap in way.taps()}.values()
+            return sum(predicted_bytes(tap.row_shape, tap.dtype, rows, mean_length) for tap in taps)
+
+        while needed() > budget and way.ahead:
+            del way.ahead[0]
+        return needed()
+
     def others(self, way: Way) -> Iterator[Way]:
         """Yields the valid ways whose values are of use for another, the nearest first."""
         earlier = (each for each in reversed(self._known.values()) if each is not None)
@@ -172,9 +204,7 @@ class Ways:
                 way.ahead.append(ahead)
         return way
 
-    def _prepared(
-        self, forward: Forward, batch: Batch, precision: str, hot: frozenset[int]
-    ) -> Way:
+    def _prepared(self, forward: Forward, batch: Batch, precision: str, hot: frozenset[int]) -> Way:
         entry = self._entry
         weighty, hot_paths = set(), set()
         for path, module in entry.named_modules():
@@ -188,7 +218,8 @@ class Ways:
             args, kwargs = tree_unflatten(list(leaves), batch.layout.spec)
             return forward(*args, **kwargs)
 
-        watched = Pass(entry, run, hot, frozenset(hot_paths), frozenset(weighty))
+        paths = (frozenset(hot_paths), frozenset(weighty))
+        watched = Pass(entry, run, hot, *paths, self._boundary)
         program, trims = learn(watched, batch)
         validity = Validity(entry, program)
         setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
