@@ -352,6 +352,7 @@ class ActivationCache:
         """Runs a pass: answered from the store, or computed and stored."""
         start = time.perf_counter()
         random = torch.get_rng_state()
+        before = [held[name].clone() for held, name in way.moving]
         keys = self._keys(way, batch)
         values = self._values(way, batch, keys)
         if values is not None and self._fills:
@@ -367,6 +368,9 @@ class ActivationCache:
                     result = run()
         except Diverged:
             torch.set_rng_state(random)
+            with torch.no_grad():
+                for (held, name), buffer in zip(way.moving, before, strict=True):
+                    held[name].copy_(buffer)
             result, values = run(), None
         seconds = time.perf_counter() - start
         if values is None:

@@ -123,6 +123,13 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
     taps, numbers = [], {}
     for at, number in sorted(choice.cuts):
         leaf = first.events[at].leaves[number]
+        if number in second.events[at].mixed:
+            refuse(
+                "interactions",
+                f"rows depend on each other: in what {first.events[at].name!r} gives, something "
+                "has a part that is made of all rows of a batch, such as a maximum or a mean",
+                "compute it of each row, or name a boundary below with boundary=...",
+            )
         dims = choice.dims((at, number))
         row_shape = tuple(None if dim == "L" else dim for dim in dims[1:] if dim != "B")
         digest = hashlib.blake2b(
