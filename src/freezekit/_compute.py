@@ -31,18 +31,23 @@ def compute(resolved: ResolvedPlan, walked: Walk, inputs: object) -> Compute:
             "example_inputs: the parameters are spread over several ranks, and one rank cannot "
             "run the model alone; resolve the plan with example_inputs before the model is sharded"
         )
-    try:
-        return _Analysis(resolved, walked, Rehearsal(walked, inputs, fake=True)).compute(fake=True)
-    except Exception as error:
-        if any(parameter.is_meta for parameter in parameters):
-            raise does_not_run(model, error) from error
+    meta = any(parameter.is_meta for parameter in parameters)
+    # What kernels of RNNs keep for themselves is not known without data.
+    if meta or not walked.tree.recurrent:
+        try:
+            return _analysed(resolved, walked, inputs, fake=True)
+        except Exception as error:
+            if meta:
+                raise does_not_run(model, error) from error
     # Some models read numbers out of their tensors, which those without data have not.
     try:
-        return _Analysis(resolved, walked, Rehearsal(walked, inputs, fake=False)).compute(
-            fake=False
-        )
+        return _analysed(resolved, walked, inputs, fake=False)
     except Exception as error:
         raise does_not_run(model, error) from error
+
+
+def _analysed(resolved: ResolvedPlan, walked: Walk, inputs: object, *, fake: bool) -> Compute:
+    return _Analysis(resolved, walked, Rehearsal(walked, inputs, fake=fake)).compute(fake=fake)
 
 
 class _Analysis:

@@ -22,7 +22,9 @@ class Stop(NamedTuple):
     parameters: tuple[str, ...]
 
     def __str__(self) -> str:
-        return self.module or "the input of the model"
+        if not self.parameters:
+            return f"{self.module or 'the model'}, which makes its output require gradients"
+        return self.module or self.parameters[0]
 
 
 class Trap(NamedTuple):
@@ -115,26 +117,34 @@ class Compute(NamedTuple):
 
         Args:
             phase: its index.
-            blocks: for each block of the model the modules that hold its parameters.
+            blocks: for each block of the model the names of its parameters.
         """
         here, whole = self.phases[phase], self.full
         text = here.where
-        skipped = sum(here.crossed.isdisjoint(modules) for modules in blocks)
-        if skipped and here.stops:
-            text += f"; {skipped} of {len(blocks)} layers are not crossed"
+        crossed = sum(
+            not here.crossed.isdisjoint(self.module_of(name) for name in names) for names in blocks
+        )
+        if blocks and here.stops:
+            text += f" and crosses {crossed or 'none'} of the {len(blocks)} layers"
         return (
             f"{text}; {percent(here.flops, whole.flops)} of the FLOPs and "
             f"{percent(here.activation_bytes, whole.activation_bytes)} of the activations of full "
             "fine-tuning"
         )
 
-    def explain(self, phase: int, name: str, owner: str, trains: bool) -> str:
+    def module_of(self, name: str) -> str:
+        """Returns the path of the module that was called for a parameter."""
+        path = name.rpartition(".")[0]
+        while path and path not in self.called:
+            path = path.rpartition(".")[0]
+        return path
+
+    def explain(self, phase: int, name: str, trains: bool) -> str:
         """Returns a sentence on what backward has to do with a parameter in one phase.
 
         Args:
             phase: index of the phase.
             name: canonical name.
-            owner: path of its module.
             trains: whether it trains.
         """
         here = self.phases[phase]
@@ -144,17 +154,17 @@ class Compute(NamedTuple):
             stops = [stop for stop in here.stops if name in stop.parameters]
             return f"reaches it, and stops at {stops[0]}" if stops else "reaches it"
         if trains:
-            return "does not reach it: a detach() or no_grad() is behind it"
-        while owner not in self.called and owner:
-            owner = owner.rpartition(".")[0]
+            return "does not reach it: a detach() or no_grad() is in the way"
+        owner = self.module_of(name)
         module = owner or "the model"
         if owner in here.crossed:
             if any(stop.module == owner for stop in here.stops):
-                return f"goes as far as {module}, its module, and stops there"
-            below = f", as {here.frontier} below trains" if here.frontier else ""
-            return f"goes through {module}, its module{below}"
-        reason = here.where.removeprefix("backward ").removeprefix("there is ")
-        return f"does not go through {module}, its module: {'it ' * bool(here.stops)}{reason}"
+                return f"goes as far as {module} and stops there"
+            below = f", for {here.frontier} below" if here.frontier else ""
+            return f"goes through {module}{below}"
+        if not here.stops:
+            return "there is none: the output depends on nothing that trains"
+        return f"does not go through {module}: it {here.where.removeprefix('backward ')}"
 
 
 def percent(part: int, whole: int) -> str:

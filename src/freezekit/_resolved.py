@@ -452,9 +452,10 @@ class ResolvedPlan:
 
         Counts the bytes of all parameters, of the gradients after a backward pass and of the
         optimizer's state after a step, which is measured: the optimizer steps one tensor of each
-        shape on the meta device, or one with data if it needs some. Activations and buffers are
-        not counted. What has trained before keeps its state; of a plan that waits for metrics,
-        every phase that may have come before counts as passed.
+        shape on the meta device, or one with data if it needs some. Buffers are not counted, and
+        activations and FLOPs only with `example_inputs`, for a step on these, in columns of their
+        own: `total` is without activations. What has trained before keeps its state; of a plan
+        that waits for metrics, every phase that may have come before counts as passed.
 
         Args:
             optimizer: name of a class in `torch.optim`, whatever its case, a class, or a function
@@ -586,9 +587,7 @@ class ResolvedPlan:
             if wanted[outcome]
         ]
 
-    def _held(
-        self, phase: int, frozen: Collection[int] = ()
-    ) -> tuple[list[bool], set[int]]:
+    def _held(self, phase: int, frozen: Collection[int] = ()) -> tuple[list[bool], set[int]]:
         """Returns which modules are held in a phase, and which of them stay in train mode.
 
         Args:

@@ -1,6 +1,6 @@
 """What one forward and one backward pass compute, and which module calls backward goes through."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -154,6 +154,21 @@ Sources: TypeAlias = tuple[tuple[int, int], ...]
 """Rows of parameters, and in which call something was first made of each."""
 
 
+class Entry:
+    """An operation in which what trains comes in.
+
+    Attributes:
+        sources: the parameters it comes in by.
+        crossed: backward has come to what it returned.
+    """
+
+    __slots__ = ("crossed", "sources")
+
+    def __init__(self, sources: Sources) -> None:
+        """Begins before backward."""
+        self.sources, self.crossed = sources, False
+
+
 class Record:
     """What is seen during one pass."""
 
@@ -177,16 +192,18 @@ class Record:
         self._rows = {id(module): row for row, module in enumerate(modules)}
         self._leaves = leaves
         self._counter = FlopCounterMode(display=False)
+        self._counter.mod_tracker = _NoModules()  # type: ignore[assignment]
         self._watch = _Watch(self, leaves, standing)
         self._own = {storage_of(each) for each in standing}
         self._saved: dict[int, torch.UntypedStorage] = {}
         self._calls: list[Call] = []
         self._stack = [_HERE]
         self._reached: set[int] = set()
-        self._places = _Places(tree, setting)
+        self._tree, self._setting = tree, setting
         self._forward = self._bytes = 0
         self.uses: dict[int, int] = {}
-        self.entries: list[Sources] = []
+        self.seen: set[int] = set()
+        self.entries: list[Entry] = []
 
     @property
     def call(self) -> int:
@@ -216,7 +233,7 @@ class Record:
 
     def trace(self) -> Trace:
         """Returns what was seen."""
-        live = self._places.live
+        live = _counted(self._tree, self._setting.trains)
         calls, frozen = self._calls, list[bool]()
         outermost = []
         for call in calls:
@@ -224,7 +241,7 @@ class Record:
             if frozen[-1] and not (call.parent >= 0 and frozen[call.parent]):
                 outermost.append(call.row)
         return Trace(
-            stops=self._places.stops(calls, self.entries, self._reached),
+            stops=_Places(self._tree, calls, self._reached, self.seen).stops(self.entries),
             frozen=tuple(outermost),
             called=frozenset(call.row for call in calls),
             crossed=frozenset(call.row for call in calls if call.crossed),
@@ -278,7 +295,19 @@ class Record:
         call.fed |= self._watch.is_live(kwargs)
         for tensor in tensors(output):
             if tensor.requires_grad:
-                tensor.register_hook(partial(_cross, call))
+                _hook(tensor, call)
+
+
+class _NoModules:
+    """Counts FLOPs for the whole model only: telling modules apart, torch replaces their inputs."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Does nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Does nothing."""
 
 
 class _Watch(TorchFunctionMode):
@@ -294,7 +323,7 @@ class _Watch(TorchFunctionMode):
         self, record: Record, leaves: Sequence[torch.Tensor], standing: Iterable[torch.Tensor]
     ) -> None:
         """Knows the tensors of the model."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._record = record
         self._numbers = {id(leaf): row for row, leaf in enumerate(leaves)}
         self.origins: dict[int, tuple[torch.Tensor, Sources]] = {
@@ -333,77 +362,85 @@ class _Watch(TorchFunctionMode):
                 record.uses.setdefault(self._numbers[id(each)], flops)
             for row, call in self.origins[id(each)][1] if id(each) in self.origins else ():
                 sources.setdefault(row, record.call if call == _HERE else call)
+        begun = [each for each in made if each.requires_grad]
+        if begun:
+            record.seen.update(sources)
         if all(id(each) in self.origins for each in taken):
             for each in made:
                 self.origins.setdefault(id(each), (each, tuple(sources.items())))
             return
-        if not live and any(each.requires_grad for each in made):
-            record.entries.append(tuple(sources.items()) or ((_HERE, record.call),))
+        if begun and not live:
+            record.entries.append(Entry(tuple(sources.items()) or ((_HERE, record.call),)))
+            for each in begun:
+                _hook(each, record.entries[-1])
         for each in made:
             self.origins.pop(id(each), None)
+
+
+def _counted(tree: Tree, rows: Container[int]) -> list[int]:
+    """Returns how often parameters of some rows stand at and below each module."""
+    count = [0] * len(tree.prefixes)
+    standing = [*zip(tree.owners, range(len(tree.names)), strict=True)]
+    for owner, row in [*standing, *((each.owner, each.row) for each in tree.aliases)]:
+        count[owner] += row in rows
+    for row in range(len(tree.parents) - 1, 0, -1):
+        count[tree.parents[row]] += count[row]
+    for above, row in tree.shared:
+        while above >= 0:
+            count[above] += count[row]
+            above = tree.parents[above]
+    return count
 
 
 class _Places:
     """Where in the tree of calls backward stops."""
 
-    def __init__(self, tree: Tree, setting: Setting) -> None:
-        """Counts what trains at and below each module.
+    def __init__(
+        self, tree: Tree, calls: Sequence[Call], reached: set[int], seen: set[int]
+    ) -> None:
+        """Knows what a pass was like.
 
         Args:
             tree: the model's structure.
-            setting: what trains.
+            calls: the calls of modules.
+            reached: rows of what got a gradient.
+            seen: rows of what was seen to come in by an operation.
         """
-        self._setting, self._tree = setting, tree
-        self.live, self._still = [0] * len(tree.prefixes), [0] * len(tree.prefixes)
-        standing = [*zip(tree.owners, range(len(tree.names)), strict=True)]
-        for owner, row in [*standing, *((each.owner, each.row) for each in tree.aliases)]:
-            if row in setting.trains:
-                self.live[owner] += 1
-            elif tree.dtypes[row].is_floating_point or tree.dtypes[row].is_complex:
-                self._still[owner] += 1
-        for row in range(len(tree.parents) - 1, 0, -1):
-            self.live[tree.parents[row]] += self.live[row]
-            self._still[tree.parents[row]] += self._still[row]
-        for above, row in tree.shared:
-            while above >= 0:
-                self.live[above] += self.live[row]
-                self._still[above] += self._still[row]
-                above = tree.parents[above]
+        self._tree, self._calls, self._reached = tree, calls, reached
+        self._unseen = sorted(reached - seen)
+        able = (row for row, d in enumerate(tree.dtypes) if d.is_floating_point or d.is_complex)
+        self._still = _counted(tree, {*able} - reached)
 
-    def stops(
-        self, calls: Sequence[Call], entries: Sequence[Sources], reached: set[int]
-    ) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def stops(self, entries: Sequence[Entry]) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Returns where backward stops, with the rows of what trains there.
 
         Args:
-            calls: the calls of modules.
             entries: the operations in which what trains comes in.
-            reached: rows of what got a gradient.
         """
         found: dict[int, dict[int, None]] = {}
-        places = [each for sources in entries for each in sources if each[0] in {_HERE, *reached}]
-        for row, call in [*places, *self._unseen(calls, places, reached)]:
-            at = self._lifted(calls, call)
-            rows = found.setdefault(calls[at].row if at >= 0 else 0, {})
+        live = {_HERE, *self._reached}
+        crossed = [entry.sources for entry in entries if entry.crossed]
+        places = [each for sources in crossed for each in sources if each[0] in live]
+        for row, call in [*places, *self._hidden(places)]:
+            at = self._lifted(call)
+            rows = found.setdefault(self._calls[at].row if at >= 0 else 0, {})
             if row != _HERE:
                 rows[row] = None
         return tuple((place, tuple(rows)) for place, rows in found.items())
 
-    def _lifted(self, calls: Sequence[Call], at: int) -> int:
-        """Returns the outermost call around one of which all parameters train."""
-        while at >= 0:
-            above = calls[at].parent
-            if above < 0 or calls[above].fed or self._still[calls[above].row]:
+    def _lifted(self, at: int) -> int:
+        """Returns the outermost call around one that trains as a whole, below the root."""
+        calls = self._calls
+        while at > 0 and calls[at].parent > 0:
+            above = calls[calls[at].parent]
+            if above.fed or self._still[above.row]:
                 break
-            at = above
+            at = calls[at].parent
         return at
 
-    def _unseen(
-        self, calls: Sequence[Call], places: Sequence[tuple[int, int]], reached: set[int]
-    ) -> Iterator[tuple[int, int]]:
+    def _hidden(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Yields what comes in where no operation was seen, as in a function of autograd's own."""
-        missing = reached - {row for row, _ in places}
-        holding = {_HERE}
+        calls, holding = self._calls, {_HERE}
         for _, call in places:
             while call not in holding:
                 holding.add(call)
@@ -411,7 +448,7 @@ class _Places:
         first: dict[int, int] = {}
         for number, each in enumerate(calls):
             first.setdefault(each.row, number)
-        for row in sorted(missing):
+        for row in self._unseen:
             owner = self._tree.owners[row]
             while owner not in first and owner > 0:
                 owner = self._tree.parents[owner]
@@ -428,8 +465,13 @@ def _roots(output: object) -> list[torch.Tensor]:
     return [*listed.values()]
 
 
-def _cross(call: Call, grad: torch.Tensor) -> None:
-    call.crossed = True
+def _hook(tensor: torch.Tensor, seen: Call | Entry) -> None:
+    """Lets a tensor say when backward comes to it."""
+    tensor.register_hook(partial(_cross, seen))  # type: ignore[no-untyped-call]
+
+
+def _cross(seen: Call | Entry, grad: torch.Tensor) -> None:
+    seen.crossed = True
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
