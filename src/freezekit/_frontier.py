@@ -125,7 +125,8 @@ class Compute(NamedTuple):
             not here.crossed.isdisjoint(self.module_of(name) for name in names) for names in blocks
         )
         if blocks and here.stops:
-            text += f" and crosses {crossed or 'none'} of the {len(blocks)} layers"
+            count = {0: "none", len(blocks): "all"}.get(crossed, str(crossed))
+            text += f" and crosses {count} of the {len(blocks)} layers"
         return (
             f"{text}; {percent(here.flops, whole.flops)} of the FLOPs and "
             f"{percent(here.activation_bytes, whole.activation_bytes)} of the activations of full "
