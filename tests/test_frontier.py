@@ -30,7 +30,7 @@ def _one_thread() -> Iterator[None]:
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BertConfig(**sizes, intermediate_size=128, vocab_size=20000)
     return BertForSequenceClassification(config)
 
@@ -38,7 +38,7 @@ def bert() -> nn.Module:
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     heads = {"num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 100}
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads))
 
@@ -46,7 +46,7 @@ def llama() -> nn.Module:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=100))
+    return GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=100))
 
 
 def convolutions() -> nn.Module:
@@ -71,14 +71,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], object]] = {
 BODY = FreezePlan().freeze("bert")
 TRAP = BODY.unfreeze("bert.embeddings.LayerNorm")
 PLANS = [
-    ("bert", BODY.unfreeze("bert.encoder.layer[-2:]", at_epoch=1).unfreeze("bert", at_epoch=2)),
+    ("bert", BODY.unfreeze("bert.encoder.layer[-1]", at_epoch=1).unfreeze("bert", at_epoch=2)),
     ("bert", TRAP),
     ("bert", BODY.unfreeze("bert.**.bias")),
-    ("bert", BODY.unfreeze("bert.encoder.layer[1]")),
-    ("llama", FreezePlan().freeze("**").unfreeze("model.layers[2:]", "lm_head")),
+    ("bert", BODY.unfreeze("bert.encoder.layer[0]")),
+    ("llama", FreezePlan().freeze("**").unfreeze("model.layers[1:]", "lm_head")),
     ("llama", FreezePlan().freeze("**").unfreeze("**@*RMSNorm")),
     ("llama", FreezePlan().freeze("**").unfreeze("**.{q_proj,v_proj}")),
-    ("gpt2", FreezePlan().freeze("**").unfreeze("transformer.h[2:]", "transformer.ln_f")),
+    ("gpt2", FreezePlan().freeze("**").unfreeze("transformer.h[1:]", "transformer.ln_f")),
     ("gpt2", FreezePlan().freeze("**").unfreeze("transformer.wpe")),
     ("convolutions", FreezePlan().freeze("[0][:2]")),
     ("convolutions", FreezePlan().freeze("[0].[1:]")),
@@ -152,7 +152,7 @@ def test_recomputed_activations_count_as_torch_counts_them() -> None:
     """
     model = bert()
     model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    applied = BODY.unfreeze("bert.encoder.layer[2:]").apply(model, example_inputs=TEXT)
+    applied = BODY.unfreeze("bert.encoder.layer[1:]").apply(model, example_inputs=TEXT)
     (known,) = applied.resolved.compute.phases  # type: ignore[union-attr]
     forward, backward, saved = measured(model, TEXT)
     assert (known.forward_flops, known.backward_flops) == (forward, backward)
@@ -181,10 +181,10 @@ def test_the_frontier_of_bert_is_the_lowest_module_that_backward_reaches() -> No
     """A whole block where it trains as a whole, else the module in it where what trains begins."""
     model = bert()
     stops = "backward stops at bert.e"
-    assert where(BODY.unfreeze("bert.encoder.layer[-2:]"), model, TEXT) == f"{stops}ncoder.layer.2"
+    assert where(BODY.unfreeze("bert.encoder.layer[-1]"), model, TEXT) == f"{stops}ncoder.layer.1"
     assert where(TRAP, model, TEXT) == f"{stops}mbeddings.LayerNorm"
-    one = BODY.unfreeze("bert.encoder.layer.3.attention.self.key.bias")
-    assert where(one, model, TEXT) == f"{stops}ncoder.layer.3.attention.self.key"
+    one = BODY.unfreeze("bert.encoder.layer.1.attention.self.key.bias")
+    assert where(one, model, TEXT) == f"{stops}ncoder.layer.1.attention.self.key"
     positions = BODY.unfreeze("bert.embeddings.position_embeddings")
     assert where(positions, model, TEXT) == f"{stops}mbeddings.position_embeddings"
     known = TRAP.resolve(model, example_inputs=TEXT).compute
@@ -341,7 +341,7 @@ def graphs(draw: st.DrawFn) -> tuple[Graph, FreezePlan]:
     return model, plan.freeze(*frozen) if frozen else plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(graphs())
 def test_autograd_says_the_same_of_any_graph(drawn: tuple[Graph, FreezePlan]) -> None:
     """Frozen calls, what backward crosses and reaches, and the frontier are those of a real pass.
@@ -383,6 +383,44 @@ def test_autograd_says_the_same_of_any_graph(drawn: tuple[Graph, FreezePlan]) ->
         assert [*known.frozen_calls] == frozen
     lifted = [stop.module for stop in known.stops]
     assert lifted == [*dict.fromkeys(stops)]
+
+
+class Named(nn.Module):
+    """Calls its parts by keyword, and returns more than a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.beside = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.second(input=self.first(input=x))
+        return {"loss": x.sum(), "beside": self.beside(input=x)}
+
+
+def test_what_comes_in_by_keyword_counts_and_what_goes_out_beside_the_loss_does_not() -> None:
+    """A frozen module that gets by keyword what trains is crossed; only the loss goes backward."""
+    known = FreezePlan().freeze("second").resolve(Named(), example_inputs={"x": X}).compute
+    assert known is not None
+    (phase,) = known.phases
+    assert (phase.frozen_calls, phase.crossed) == ((), {"", "first", "second"})
+    assert phase.reached == {"first.weight", "first.bias"}
+
+
+def test_a_buffer_that_is_filled_with_activations_is_one() -> None:
+    """What stood in it before does not make it part of the model for good."""
+
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.register_buffer("store", torch.zeros(2, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.store[:] = self.first(x)
+            return self.second(self.store)
+
+    assert where(FreezePlan(), Filled()) == "backward stops at first"
+    assert where(FreezePlan().freeze("first"), Filled()) == "backward stops at second"
 
 
 # What is not known, and what is not touched
@@ -487,8 +525,8 @@ def test_a_frozen_rnn_above_what_trains_runs_without_dropout() -> None:
     applied = FreezePlan().freeze("rnn").apply(model, example_inputs=torch.ones(3, 2, 4))
     (known,) = applied.resolved.compute.phases  # type: ignore[union-attr]
     forward, backward, saved = measured(model, torch.ones(3, 2, 4))
-    assert (known.forward_flops, known.backward_flops) == (forward, backward)
-    assert known.activation_bytes == pytest.approx(saved, rel=0.05)
+    found = (known.forward_flops, known.backward_flops, known.activation_bytes)
+    assert found == (forward, backward, saved)
     assert known.where == "backward stops at first"
 
 
@@ -521,8 +559,8 @@ def test_summary_cost_and_explain_say_where_backward_stops() -> None:
     plan = BODY.unfreeze("bert.encoder.layer[-1]", at_epoch=1)
     resolved = plan.resolve(bert(), example_inputs=TEXT)
     first, second = (resolved.summary(epoch=epoch).compute for epoch in (0, 1))
-    assert first.startswith("backward stops at classifier and crosses none of the 4 layers; ")
-    assert second.startswith("backward stops at bert.encoder.layer.3 and crosses 1 of the 4 layers")
+    assert first.startswith("backward stops at classifier and crosses none of the 2 layers; ")
+    assert second.startswith("backward stops at bert.encoder.layer.1 and crosses 1 of the 2 layers")
     assert first in str(resolved.summary(epoch=0))
     cost = resolved.cost()
     assert resolved.compute is not None
@@ -531,11 +569,11 @@ def test_summary_cost_and_explain_say_where_backward_stops() -> None:
     heads, *_, full = str(cost).splitlines()[:-1]
     assert heads.endswith("of full  activations  FLOPs of full")
     assert full.endswith("100.0 %")
-    name = "bert.encoder.layer.3.attention.self.query.weight"
+    name = "bert.encoder.layer.1.attention.self.query.weight"
     query = resolved.explain(name)
     assert query.backward == (
         f"does not go through {name[:-7]}: it stops at classifier",
-        "reaches it, and stops at bert.encoder.layer.3",
+        "reaches it, and stops at bert.encoder.layer.1",
     )
     assert f"\n  backward: {query.backward[1]}" in str(query)
     layer = resolved.explain("bert.embeddings.LayerNorm.bias")
@@ -546,7 +584,7 @@ def test_a_frozen_module_above_one_that_trains_is_crossed() -> None:
     """The text names what below makes backward go through it, or as far as it."""
     resolved = TRAP.freeze("**.LayerNorm.weight").resolve(bert(), example_inputs=TEXT)
     below = "bert.embeddings.LayerNorm"
-    query = "bert.encoder.layer.2.attention.self.query"
+    query = "bert.encoder.layer.1.attention.self.query"
     assert resolved.explain(f"{query}.weight").backward == (
         f"goes through {query}, for {below}.bias below",
     )
@@ -583,7 +621,7 @@ def test_biases_that_train_everywhere_are_no_more_than_an_info() -> None:
     applied = BODY.unfreeze("bert.**.bias").apply(bert(), example_inputs=TEXT)
     (finding,) = diagnose(applied)
     assert (finding.code, finding.severity) == ("FK018", "info")
-    assert "in 5 layers" in finding.what
+    assert "in 3 layers" in finding.what
     assert finding.fix == "none is needed if they are what should train"
 
 
@@ -591,7 +629,7 @@ def test_biases_that_train_everywhere_are_no_more_than_an_info() -> None:
     "plan",
     [
         BODY,
-        BODY.unfreeze("bert.encoder.layer[-2:]"),
+        BODY.unfreeze("bert.encoder.layer[-1]"),
         BODY.unfreeze("bert.embeddings"),
         FreezePlan(),
         BODY.unfreeze("bert.pooler.dense.bias"),

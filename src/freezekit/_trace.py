@@ -192,7 +192,6 @@ class Record:
         self._rows = {id(module): row for row, module in enumerate(modules)}
         self._leaves = leaves
         self._counter = FlopCounterMode(display=False)
-        self._counter.mod_tracker = _NoModules()  # type: ignore[assignment]
         self._watch = _Watch(self, leaves, standing)
         self._own = {storage_of(each) for each in standing}
         self._saved: dict[int, torch.UntypedStorage] = {}
@@ -296,18 +295,6 @@ class Record:
         for tensor in tensors(output):
             if tensor.requires_grad:
                 _hook(tensor, call)
-
-
-class _NoModules:
-    """Counts FLOPs for the whole model only: telling modules apart, torch replaces their inputs."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, *error: object) -> None:
-        """Does nothing."""
 
 
 class _Watch(TorchFunctionMode):
