@@ -218,6 +218,29 @@ def test_where_backward_stops_in_several_places_each_is_named() -> None:
     assert text == "backward stops at 0, at 1, at 2 and 2 more places"
 
 
+def test_what_comes_in_sideways_is_a_place_of_its_own() -> None:
+    """A decoder also reads what a frozen encoder returns: backward stops there as well."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.memory = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+            return self.own(x) + self.memory(memory)
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.first, self.block = nn.Linear(4, 4), nn.Linear(4, 4), Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(self.first(x), self.encoder(x))
+
+    text = where(FreezePlan().freeze("encoder"), Decoder())
+    assert text == "backward stops at first and at block.memory"
+
+
 def test_the_order_is_that_of_data_flow_and_not_of_registration() -> None:
     """A head that is registered first does not hide where backward stops; the picture agrees."""
     plan, model = FreezePlan().freeze("left", "right[0]").unfreeze("left[1]"), Towers()
@@ -619,6 +642,13 @@ def test_a_norm_that_trains_at_the_bottom_is_a_trap() -> None:
 def test_biases_that_train_everywhere_are_no_more_than_an_info() -> None:
     """BitFit pays the same on purpose: it is said once, without a remedy that undoes it."""
     applied = BODY.unfreeze("bert.**.bias").apply(bert(), example_inputs=TEXT)
+    known, bare = applied.resolved.compute, BODY.resolve(bert(), example_inputs=TEXT).compute
+    assert known is not None
+    assert bare is not None
+    trap = known.phases[0].trap
+    assert trap is not None
+    # All but the bias of the pooler, with what is then held in eval mode.
+    assert trap.flops == pytest.approx(bare.phases[0].flops, rel=1e-3)
     (finding,) = diagnose(applied)
     assert (finding.code, finding.severity) == ("FK018", "info")
     assert "in 3 layers" in finding.what

@@ -1,9 +1,9 @@
 """What one forward and one backward pass compute, and which module calls backward goes through."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -14,11 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ._calls import HERE, Call, Entry, Places, Sources, counted
 from ._execution import call_arguments, storage_of, tensors, uncompiled
 from ._gradients import Carrier, undisturbed
 from ._names import Tree, Walk
-
-_HERE = -1
 
 
 class Setting(NamedTuple):
@@ -133,42 +132,6 @@ def parameters_of(walked: Walk) -> Iterator[torch.nn.Parameter]:
         yield parameter
 
 
-class Call:
-    """One call of a module.
-
-    Attributes:
-        row: of the module.
-        parent: number of the call around it, -1 if there is none.
-        fed: an input requires gradients, so that backward goes on beyond it.
-        crossed: backward has come to what it returned.
-    """
-
-    __slots__ = ("crossed", "fed", "parent", "row")
-
-    def __init__(self, row: int, parent: int, fed: bool) -> None:
-        """Begins a call."""
-        self.row, self.parent, self.fed, self.crossed = row, parent, fed, False
-
-
-Sources: TypeAlias = tuple[tuple[int, int], ...]
-"""Rows of parameters, and in which call something was first made of each."""
-
-
-class Entry:
-    """An operation in which what trains comes in.
-
-    Attributes:
-        sources: the parameters it comes in by.
-        crossed: backward has come to what it returned.
-    """
-
-    __slots__ = ("crossed", "sources")
-
-    def __init__(self, sources: Sources) -> None:
-        """Begins before backward."""
-        self.sources, self.crossed = sources, False
-
-
 class Record:
     """What is seen during one pass."""
 
@@ -196,7 +159,7 @@ class Record:
         self._own = {storage_of(each) for each in standing}
         self._saved: dict[int, torch.UntypedStorage] = {}
         self._calls: list[Call] = []
-        self._stack = [_HERE]
+        self._stack = [HERE]
         self._reached: set[int] = set()
         self._tree, self._setting = tree, setting
         self._forward = self._bytes = 0
@@ -232,7 +195,7 @@ class Record:
 
     def trace(self) -> Trace:
         """Returns what was seen."""
-        live = _counted(self._tree, self._setting.trains)
+        live = counted(self._tree, self._setting.trains)
         calls, frozen = self._calls, list[bool]()
         outermost = []
         for call in calls:
@@ -240,7 +203,7 @@ class Record:
             if frozen[-1] and not (call.parent >= 0 and frozen[call.parent]):
                 outermost.append(call.row)
         return Trace(
-            stops=_Places(self._tree, calls, self._reached, self.seen).stops(self.entries),
+            stops=Places(self._tree, calls, self._reached, self.seen).stops(self.entries),
             frozen=tuple(outermost),
             called=frozenset(call.row for call in calls),
             crossed=frozenset(call.row for call in calls if call.crossed),
@@ -317,7 +280,7 @@ class _Watch(TorchFunctionMode):
             id(each): (each, ()) for each in standing
         }
         for row, leaf in enumerate(leaves):
-            self.origins[id(leaf)] = (leaf, ((row, _HERE),))
+            self.origins[id(leaf)] = (leaf, ((row, HERE),))
 
     def is_live(self, value: object) -> bool:
         """Returns whether an activation among some values requires gradients."""
@@ -348,7 +311,7 @@ class _Watch(TorchFunctionMode):
             if id(each) in self._numbers:
                 record.uses.setdefault(self._numbers[id(each)], flops)
             for row, call in self.origins[id(each)][1] if id(each) in self.origins else ():
-                sources.setdefault(row, record.call if call == _HERE else call)
+                sources.setdefault(row, record.call if call == HERE else call)
         begun = [each for each in made if each.requires_grad]
         if begun:
             record.seen.update(sources)
@@ -357,91 +320,11 @@ class _Watch(TorchFunctionMode):
                 self.origins.setdefault(id(each), (each, tuple(sources.items())))
             return
         if begun and not live:
-            record.entries.append(Entry(tuple(sources.items()) or ((_HERE, record.call),)))
+            record.entries.append(Entry(tuple(sources.items()) or ((HERE, record.call),)))
             for each in begun:
                 _hook(each, record.entries[-1])
         for each in made:
             self.origins.pop(id(each), None)
-
-
-def _counted(tree: Tree, rows: Container[int]) -> list[int]:
-    """Returns how often parameters of some rows stand at and below each module."""
-    count = [0] * len(tree.prefixes)
-    standing = [*zip(tree.owners, range(len(tree.names)), strict=True)]
-    for owner, row in [*standing, *((each.owner, each.row) for each in tree.aliases)]:
-        count[owner] += row in rows
-    for row in range(len(tree.parents) - 1, 0, -1):
-        count[tree.parents[row]] += count[row]
-    for above, row in tree.shared:
-        while above >= 0:
-            count[above] += count[row]
-            above = tree.parents[above]
-    return count
-
-
-class _Places:
-    """Where in the tree of calls backward stops."""
-
-    def __init__(
-        self, tree: Tree, calls: Sequence[Call], reached: set[int], seen: set[int]
-    ) -> None:
-        """Knows what a pass was like.
-
-        Args:
-            tree: the model's structure.
-            calls: the calls of modules.
-            reached: rows of what got a gradient.
-            seen: rows of what was seen to come in by an operation.
-        """
-        self._tree, self._calls, self._reached = tree, calls, reached
-        self._unseen = sorted(reached - seen)
-        able = (row for row, d in enumerate(tree.dtypes) if d.is_floating_point or d.is_complex)
-        self._still = _counted(tree, {*able} - reached)
-
-    def stops(self, entries: Sequence[Entry]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Returns where backward stops, with the rows of what trains there.
-
-        Args:
-            entries: the operations in which what trains comes in.
-        """
-        found: dict[int, dict[int, None]] = {}
-        live = {_HERE, *self._reached}
-        crossed = [entry.sources for entry in entries if entry.crossed]
-        places = [each for sources in crossed for each in sources if each[0] in live]
-        for row, call in [*places, *self._hidden(places)]:
-            at = self._lifted(call)
-            rows = found.setdefault(self._calls[at].row if at >= 0 else 0, {})
-            if row != _HERE:
-                rows[row] = None
-        return tuple((place, tuple(rows)) for place, rows in found.items())
-
-    def _lifted(self, at: int) -> int:
-        """Returns the outermost call around one that trains as a whole, below the root."""
-        calls = self._calls
-        while at > 0 and calls[at].parent > 0:
-            above = calls[calls[at].parent]
-            if above.fed or self._still[above.row]:
-                break
-            at = calls[at].parent
-        return at
-
-    def _hidden(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Yields what comes in where no operation was seen, as in a function of autograd's own."""
-        calls, holding = self._calls, {_HERE}
-        for _, call in places:
-            while call not in holding:
-                holding.add(call)
-                call = calls[call].parent
-        first: dict[int, int] = {}
-        for number, each in enumerate(calls):
-            first.setdefault(each.row, number)
-        for row in self._unseen:
-            owner = self._tree.owners[row]
-            while owner not in first and owner > 0:
-                owner = self._tree.parents[owner]
-            call = first.get(owner, _HERE)
-            if call not in holding and calls[call].crossed and not calls[call].fed:
-                yield row, call
 
 
 def _roots(output: object) -> list[torch.Tensor]:
