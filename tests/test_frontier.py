@@ -253,6 +253,16 @@ def test_the_order_is_that_of_data_flow_and_not_of_registration() -> None:
     assert [seeing.bands[at or 0].name for at in seeing.frontiers] == ["left.1"]
 
 
+def test_a_shared_module_trains_at_each_of_its_places() -> None:
+    """Where it is called a second time, under another parent, that parent is not frozen."""
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(shared), nn.Sequential(shared))
+    model.forward = lambda x: model[1](x) + model[2](model[0](x))  # type: ignore[method-assign]
+    known = FreezePlan().freeze("[0]").resolve(model, example_inputs=X).compute
+    assert known is not None
+    assert known.phases[0].frozen_calls == ("0",)
+
+
 class Cut(nn.Module):
     """A model that detaches what its first part returns."""
 
@@ -488,6 +498,19 @@ def test_a_batch_of_any_size_costs_nothing_without_data() -> None:
     assert known.phases[0].where == "backward stops at 1"
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", "convolutions"])
+def test_a_model_without_data_computes_what_it_does_on_the_cpu(name: str) -> None:
+    """On the meta device the kernels are those of the CPU, attention among them."""
+    build, inputs = MODELS[name]
+    bare = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+    assert isinstance(bare, torch.Tensor)
+    with torch.device("meta"):
+        model, without = build(), torch.zeros_like(bare, device="meta")
+    plan = FreezePlan().freeze("[:1]" if name == "convolutions" else "**.*embed*")
+    here = plan.resolve(build(), example_inputs=bare).compute
+    assert plan.resolve(model, example_inputs=without).compute == here
+
+
 def recorded(model: nn.Module) -> dict[str, Any]:
     """Returns all that a pass may leave on a model."""
     found: dict[str, Any] = {"random": torch.get_rng_state().tolist()}
@@ -663,6 +686,7 @@ def test_biases_that_train_everywhere_are_no_more_than_an_info() -> None:
         BODY.unfreeze("bert.embeddings"),
         FreezePlan(),
         BODY.unfreeze("bert.pooler.dense.bias"),
+        BODY.unfreeze("bert.encoder.layer[-1].output.LayerNorm"),
     ],
 )
 def test_a_plan_that_pays_for_what_it_trains_is_no_trap(plan: FreezePlan) -> None:

@@ -95,7 +95,7 @@ class Rehearsal:
         for row, leaf in enumerate(self._leaves):
             leaf.requires_grad_(row in setting.trains)
         carrier, model = Carrier(self._modules[0]), self._modules[0]
-        with undisturbed(model), uncompiled(), self._fake or nullcontext():
+        with undisturbed(model), uncompiled():
             for row, module in enumerate(self._modules):
                 module.__dict__["training"] = row not in setting.held
                 if row in setting.kept:
@@ -103,14 +103,15 @@ class Rehearsal:
             slots = carrier.slots(self._by_id, self._copy)
             record = Record(self._tree, self._modules, setting, self._leaves, [*slots.values()])
             work = partial(record.passes, self._args, self._kwargs)
-            functional_call(carrier, slots, (work,), tie_weights=False)
+            with self._fake or nullcontext():
+                functional_call(carrier, slots, (work,), tie_weights=False)
         return record.trace()
 
     def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns a tensor like another; without data it is on the CPU in place of `meta`."""
         if self._fake is None:
             return tensor.detach()
-        if tensor.is_meta and not isinstance(tensor, torch._subclasses.FakeTensor):
+        if tensor.is_meta:
             with self._fake:
                 size, stride = tensor.size(), tensor.stride()
                 return torch.empty_strided(size, stride, dtype=tensor.dtype, device="cpu")
