@@ -53,10 +53,6 @@ def counted(tree: Tree, rows: Container[int]) -> list[int]:
         count[owner] += row in rows
     for row in range(len(tree.parents) - 1, 0, -1):
         count[tree.parents[row]] += count[row]
-    for above, row in tree.shared:
-        while above >= 0:
-            count[above] += count[row]
-            above = tree.parents[above]
     return count
 
 
