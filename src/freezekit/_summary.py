@@ -64,7 +64,7 @@ class Summary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The lines below the table: phase, compute, warnings, unmentioned parameters."""
+        """The lines below the table, for phase, compute, warnings and unmentioned parameters."""
         notes = [f"phase: {self.phase}"] if self.phase else []
         notes += [self.compute] if self.compute else []
         notes += [f"warning: {warning}" for warning in self.warnings]
