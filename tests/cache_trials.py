@@ -160,4 +160,3 @@ def distance(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> fl
             size = max(float(one[kept].abs().max()), 1e-2)
             found = max(found, float((one[kept] - other[kept]).abs().max()) / size)
     return found
-

@@ -183,13 +183,19 @@ class Ways:
         return bytes([module.training for module in self._modules])
 
     def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
-        """Returns a way that was proven; warns, or raises before anything was answered, if none."""
+        """Returns a way that was proven; if there is none, warns or raises.
+
+        Raises:
+            CacheRefusedError: nothing was answered yet.
+        """
         now = self._phase.index
         try:
             way = self._prepared(forward, batch, precision, self._hot(now, now))
         except CacheRefusedError as error:
             if not self.started:
                 raise
+            if error.reason == "no_prefix":  # The plan opens all of it: as declared.
+                return None
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
         for index in range(now + 1, len(self._applied.resolved.phases)):
