@@ -74,7 +74,9 @@ def learn(watched: Pass, batch: Batch) -> tuple[Program, bool]:
         CacheRefusedError: there is no such program, and why.
     """
     last: CacheRefusedError | None = None
-    with untouched(watched.entry):  # once: what a pass leaves behind, the next one finds
+    grad = torch.is_grad_enabled()
+    # Once for all passes: what one leaves behind, the next one finds.
+    with untouched(watched.entry), torch.set_grad_enabled(grad):
         for trims in (True, False) if batch.length is not None else (False,):
             try:
                 probes = _probes(batch, trims=trims)
@@ -259,7 +261,8 @@ def _outcome(
     watched: Pass, leaves: list[Any], replay: Replay | None, state: State | None = None
 ) -> Outcome:
     """Returns the tensors a pass gives, and the gradients of what trains."""
-    with untouched(watched.entry):
+    grad = torch.is_grad_enabled()
+    with untouched(watched.entry), torch.set_grad_enabled(grad):
         torch.manual_seed(0)
         if replay is None:
             result = watched.run(leaves)
@@ -390,4 +393,4 @@ def untouched(module: torch.nn.Module) -> Iterator[None]:
                 for buffer, version, value in before:
                     # Batch norm changes its statistics without another version.
                     if buffer._version != version or not torch.equal(buffer, value):
-                        buffer.copy_(value)
+                        buffer.data.copy_(value)  # a graph of the user's may have saved it

@@ -42,6 +42,7 @@ class Way:
         setting: the form, the modes and what else decides how a pass goes.
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
+        checked: whether a row of a real batch was computed again and compared.
     """
 
     program: Program
@@ -51,6 +52,7 @@ class Way:
     setting: tuple[Any, ...]
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
+    checked: bool = False
 
     def taps(self) -> Iterator[Tap]:
         """Yields what is stored in a pass: for this phase, then for later ones."""
