@@ -41,6 +41,10 @@ TORCH = {
         "generated/torch.nn.parallel.DistributedDataParallel.html"
         "#torch.nn.parallel.DistributedDataParallel",
     ),
+    "torch.utils.data.dataset.TensorDataset": (
+        CLASS,
+        "data.html#torch.utils.data.TensorDataset",
+    ),
     "torch.Size": (CLASS, "size.html"),
     "torch.Tensor": (CLASS, "tensors.html"),
     "torch.optim.lr_scheduler.LRScheduler": (

@@ -131,7 +131,9 @@ ARCHITECTURES = {
         lower("embeddings", "encoder.layer"),
         picture,
     ),
-    "beit": Architecture("Beit", PICTURE | QUIET | {"drop_path_rate": 0.0}, lower("embeddings", "layers"), picture),
+    "beit": Architecture(
+        "Beit", PICTURE | QUIET | {"drop_path_rate": 0.0}, lower("embeddings", "layers"), picture
+    ),
     "swin": Architecture(
         "Swin",
         {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}

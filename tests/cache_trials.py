@@ -1,9 +1,6 @@
 """Runs a training with a cache and without, and says whether both came to the same."""
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,11 +51,19 @@ class Run(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a trial came to: the largest difference, rows that were answered, why it was refused."""
+    """What a trial came to.
+
+    Attributes:
+        difference: the largest between the runs.
+        hits: rows that were answered.
+        refused: the reason, if it was refused.
+        cut: whether rows were stored without their padding.
+    """
 
     difference: float
     hits: int
     refused: str
+    cut: bool = False
 
     @property
     def right(self) -> bool:
@@ -72,13 +77,19 @@ Drive = Callable[[Run], None]
 def total(result: Any) -> torch.Tensor | None:  # noqa: ANN401
     """Returns a scalar of all that has a gradient in what a model returns."""
     leaves = [each for each in tensors_of(result) if each.requires_grad]
-    parts = [(each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in leaves]
+    parts = [
+        (each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in leaves
+    ]
     return sum(parts[1:], parts[0]) if parts else None
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:  # noqa: ANN401
     """Returns the tensors in a value, in objects too."""
-    if not isinstance(value, torch.Tensor) and hasattr(value, "__dict__") and not isinstance(value, dict):
+    if (
+        not isinstance(value, torch.Tensor)
+        and hasattr(value, "__dict__")
+        and not isinstance(value, dict)
+    ):
         value = vars(value)
     return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
 
@@ -107,14 +118,14 @@ def trial(
         drive: does the training, of a run.
         options: of the cache.
     """
-    runs = []
-    hits, refused = 0, ""
+    runs: list[list[torch.Tensor]] = []
+    hits, refused, cut = 0, "", False
     for cached in (False, True):
         torch.manual_seed(0)
         model = build()
         applied = plan.apply(model)
-        hot = [each for each in model.parameters()]
-        run = Run(model, applied, torch.optim.SGD(hot, 0.05, momentum=0.5), [])
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.5)
+        run = Run(model, applied, optimizer, [])
         torch.manual_seed(1)
         if not cached:
             drive(run)
@@ -125,14 +136,16 @@ def trial(
                 except CacheRefusedError as error:
                     refused = error.reason
                 hits = cache.stats().hits
+                ways = (way for way in cache._ways._known.values() if way is not None)
+                cut = any(None in tap.row_shape for way in ways for tap in way.taps())
         runs.append(run.seen)
     if refused:
         return Verdict(0.0, hits, refused)
-    return Verdict(distance(*runs), hits, "")
+    return Verdict(distance(*runs), hits, "", cut)
 
 
 def distance(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
-    """Returns the largest difference between tensors, relative to the largest value of each pair."""
+    """Returns the largest difference between tensors, relative to the largest value of each."""
     if len(ones) != len(others):
         return float("inf")
     found = 0.0
@@ -147,12 +160,3 @@ def distance(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> fl
             size = max(float(one[kept].abs().max()), 1e-2)
             found = max(found, float((one[kept] - other[kept]).abs().max()) / size)
     return found
-
-
-def shuffled(count: int, size: int, *shape: int) -> Iterator[torch.Tensor]:
-    """Yields batches of rows of one data set, the rows drawn anew for each."""
-    data = torch.randn(24, *shape, generator=torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(4)
-    for at in range(count):
-        rows = torch.randperm(24, generator=generator)[:size]
-        yield data[rows]

@@ -272,7 +272,10 @@ def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
         Store(memory=0, folder=alike)
     assert [path.name for path in alike.iterdir()] == ["tap-a-0.npy"]
     store = Store(memory=0, folder=other)
+    (other / "tap-a-0.npy").write_bytes(b"mine")
     fill(store, range(3))
+    assert held(store) == everything(range(3))
+    assert (other / "tap-a-0.npy").read_bytes() == b"mine"
     store.clear()
     store.close()
     assert (other / "notes.npy").read_bytes() == b"mine"
@@ -573,6 +576,7 @@ def test_much_is_flushed_by_itself_and_few_files_are_open(
     """Rows last from time to time without being asked to, and however many files, few are open."""
     monkeypatch.setattr(_files, "_FLUSHED_AT", 100)
     monkeypatch.setattr(_files, "_OPEN", 3)
+    open_at_first = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     store = Store(memory=0, folder=tmp_path)
     fill(store, range(40))
     open_before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
@@ -585,6 +589,8 @@ def test_much_is_flushed_by_itself_and_few_files_are_open(
         assert len(os.listdir("/proc/self/fd")) <= open_before + 6
     reader.close()
     store.close()
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) == open_at_first
 
 
 def test_a_place_that_cannot_be_locked_is_read(

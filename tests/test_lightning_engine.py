@@ -29,6 +29,7 @@ from engines import (
 from ranks import run_ranks
 
 from freezekit import FreezekitError, FreezePlan, FrozenChangedError, PatternError
+from freezekit.cache import ActivationCache
 
 pytest.importorskip("lightning")
 
@@ -618,3 +619,26 @@ def test_a_callback_is_copied_and_pickled_without_what_it_works_on() -> None:
         assert "log" not in vars(each)
         assert each.plan == PLAN
         assert furthest(fit(freeze=each), steps) == 0.0
+
+
+class Cached(Record):
+    """Keeps a cache on the model while it trains."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.cache = ActivationCache(applied_to(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stats = self.cache.stats()
+        self.cache.close()
+
+
+def test_a_cache_answers_in_a_fit() -> None:
+    """Three phases come from one epoch over the store, and the course is the plain loop's."""
+    cached = Cached()
+    steps = fit(cached)
+    check_same_course(steps, plain())
+    assert furthest(steps, plain()) < 1e-6
+    rows = STEPS_PER_EPOCH * BATCH
+    assert cached.stats.misses == rows
+    assert cached.stats.hits >= 2 * rows  # validation batches too

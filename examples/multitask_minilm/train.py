@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from weights import Weights, find_weights
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, ResolvedPlan, plot
+from freezekit.cache import ActivationCache
 
 TASKS = ("topic", "sentiment")
 ALONE = Processes()
@@ -346,7 +347,7 @@ def find(path: Path) -> Path:
 
 
 def parse(arguments: list[str] | None, *, resumes: bool = False) -> argparse.Namespace:
-    """Returns the command line, parsed; with `--resume` where a stopped run can be resumed."""
+    """Returns the command line, parsed; with `--resume` and `--cache` where the loop is our own."""
     parser = argparse.ArgumentParser(description="Trains MiniLM on two tasks under a freeze plan.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--mode", choices=CHOICES["freeze_mode"], help="instead of the config's")
@@ -357,6 +358,7 @@ def parse(arguments: list[str] | None, *, resumes: bool = False) -> argparse.Nam
     parser.add_argument("--output", type=Path, default=HERE / "outputs")
     if resumes:
         parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
+        parser.add_argument("--cache", action="store_true", help="compute what is frozen only once")
     options = parser.parse_args(arguments)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs is {options.epochs}; expected at least 1")
@@ -382,7 +384,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with Processes.join() as processes:
             run = prepare(*choose(options), processes)
+            cache = ActivationCache(run.applied) if options.cache and run.optimizer else None
             execute(run, HERE / options.output, options.resume)
+            if cache:
+                print(f"cache: {cache.stats()}")
     except (UserError, FreezekitError) as error:
         sys.exit(f"error: {error}")
 

@@ -24,7 +24,7 @@ from ._metrics import Stalls
 from ._names import MARK, Walk, walk
 from ._optimizers import LBFGS, Optimizers
 from ._plan import FreezePlan
-from ._resolve import bind
+from ._resolve import bind, rehearse
 from ._resolved import Phase, ResolvedPlan
 from ._resume import difference, fingerprint, parameter_digest, plan_text
 from ._rows import frozen_rows
@@ -610,6 +610,7 @@ def apply(
     total_epochs: int | None = None,
     total_steps: int | None = None,
     on_freeze: Literal["keep", "drop"] = "keep",
+    example_inputs: object = None,
 ) -> AppliedPlan:
     """Carries a plan out on a model; see `FreezePlan.apply`."""
     if on_freeze not in ("keep", "drop"):
@@ -624,6 +625,7 @@ def apply(
         )
     for problem in untrained(resolved):
         raise problem
+    rehearse(resolved, walked, example_inputs)
     applied = AppliedPlan(resolved, walked, drops=on_freeze == "drop")
     applied._writer.reshard()
     for row, name in enumerate(resolved._tree.names):

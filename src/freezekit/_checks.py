@@ -2,6 +2,7 @@
 
 from operator import attrgetter
 
+from ._check_compute import bottom_trains
 from ._check_lrs import lr_ratios
 from ._check_model import (
     changed_flags,
@@ -40,6 +41,7 @@ _CHECKS = (
     compiled,
     changed_flags,
     unattached,
+    bottom_trains,
 )
 
 

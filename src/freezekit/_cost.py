@@ -1,12 +1,13 @@
 """What a plan costs in memory, phase by phase, beside full fine-tuning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from ._frontier import PhaseCompute, percent
 from ._resolved import ResolvedPlan
 from ._rules import Pairs
 from ._verbs import counted, did_you_mean
@@ -15,6 +16,7 @@ from .errors import PlanError
 OptimizerLike: TypeAlias = str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 _TITLES = ("phase", "trainable", "weights", "gradients", "optimizer state", "total", "of full")
+_COMPUTE_TITLES = ("activations", "FLOPs of full")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _REFUSED = (torch.optim.Optimizer, torch.optim.LBFGS)
 _MOST = 1 << 26
@@ -32,6 +34,8 @@ class PhaseCost:
         weight_bytes: bytes of all parameters.
         gradient_bytes: bytes of the gradients after a backward pass.
         state_bytes: bytes of the optimizer's state after a step.
+        flops: FLOPs of a step on the example inputs, forward and backward; None without them.
+        activation_bytes: bytes that are kept for backward on the example inputs, likewise.
     """
 
     phase: int | None
@@ -40,6 +44,8 @@ class PhaseCost:
     weight_bytes: int
     gradient_bytes: int
     state_bytes: int
+    flops: int | None = None
+    activation_bytes: int | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -65,7 +71,8 @@ class Cost:
 
     def __str__(self) -> str:
         """Returns a line for each phase and one for full fine-tuning."""
-        lines = [_TITLES, *map(self._cells, (*self.phases, self.full))]
+        more = () if self.full.flops is None else _COMPUTE_TITLES
+        lines = [_TITLES + more, *map(self._cells, (*self.phases, self.full))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = (
             "  ".join(
@@ -80,7 +87,14 @@ class Cost:
     def _cells(self, cost: PhaseCost) -> tuple[str, ...]:
         sizes = (cost.weight_bytes, cost.gradient_bytes, cost.state_bytes, cost.total_bytes)
         share = cost.total_bytes / self.full.total_bytes if self.full.total_bytes else 1.0
-        return (cost.text, f"{cost.trainable:,}", *map(bytes_text, sizes), f"{100 * share:.1f} %")
+        cells = (cost.text, f"{cost.trainable:,}", *map(bytes_text, sizes), f"{100 * share:.1f} %")
+        if cost.flops is None or cost.activation_bytes is None:
+            return cells
+        return (
+            *cells,
+            bytes_text(cost.activation_bytes),
+            percent(cost.flops, self.full.flops or 0),
+        )
 
 
 def bytes_text(count: int) -> str:
@@ -269,7 +283,15 @@ def cost(
         for k, phase in enumerate(resolved.phases)
     )
     full, notes = _full(resolved, kinds, states, weights)
+    known = resolved.compute
+    if known is not None:
+        full = _with_compute(full, known.full)
+        phases = (_with_compute(*pair) for pair in zip([*phases], known.phases, strict=True))
     return Cost(_name(optimizer, states), tuple(phases), full, notes)
+
+
+def _with_compute(cost: PhaseCost, known: PhaseCompute) -> PhaseCost:
+    return replace(cost, flops=known.flops, activation_bytes=known.activation_bytes)
 
 
 def _name(optimizer: OptimizerLike, states: _States) -> str:

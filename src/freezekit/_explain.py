@@ -13,7 +13,7 @@ from ._verbs import counted
 from .errors import PlanError
 
 if TYPE_CHECKING:
-    from ._resolved import Phase, ResolvedPlan
+    from ._resolved import Phase, ResolvedPlan, Row
 
 
 _WARM_UP = "warm-up begins"
@@ -49,6 +49,7 @@ class Explanation:
         reasons: by phase, then property.
         phases: first phase and text of each stretch in which all this stays the same.
         rules: the plan's rules as text.
+        backward: for each phase, what backward has to do with it; empty without example inputs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Explanation:
     reasons: tuple[Reason, ...]
     phases: tuple[tuple[int, str], ...]
     rules: tuple[str, ...]
+    backward: tuple[str, ...] = ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -77,6 +79,8 @@ class Explanation:
             for reason in here:
                 said = f"{reason.key} = {reason.value}"
                 lines.append(f"  {said:<{width}}   {self._because(reason)}")
+            if self.backward:
+                lines.append(f"  backward: {self.backward[index]}")
         return "\n".join(lines)
 
     def _because(self, reason: Reason) -> str:
@@ -160,14 +164,17 @@ def explain(resolved: ResolvedPlan, name: str) -> Explanation:
             resolved.phases, outcome.histories, outcome.decisions, strict=True
         )
     ]
+    backward = _backward(resolved, row)
     spans: list[list[Phase]] = []
     for phase in resolved.phases:
         said = [replace(each, phase=0) for each in reasons[phase.index]]
+        told = backward[phase.index : phase.index + 1]
         before = spans[-1][0] if spans else None
         if (
             before is not None
             and before.stalls == phase.stalls
             and said == [replace(each, phase=0) for each in reasons[before.index]]
+            and told == backward[before.index : before.index + 1]
         ):
             spans[-1].append(phase)
         else:
@@ -179,6 +186,18 @@ def explain(resolved: ResolvedPlan, name: str) -> Explanation:
         tuple(each for listed in reasons for each in listed),
         tuple((span[0].index, span[0]._text(span[-1].end)) for span in spans),
         tuple(rule.call for rule in resolved.plan.rules),
+        backward,
+    )
+
+
+def _backward(resolved: ResolvedPlan, row: Row) -> tuple[str, ...]:
+    """Returns what backward has to do with a parameter, phase by phase, if it is known."""
+    known = resolved.compute
+    if known is None:
+        return ()
+    return tuple(
+        known.explain(phase, row.name, decision.trainable)
+        for phase, decision in enumerate(row.decisions)
     )
 
 

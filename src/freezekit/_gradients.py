@@ -28,7 +28,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     own, and the members of their lists and dicts, among them buffers that are new.
     """
     devices = {parameter.device for parameter in model.parameters()}
-    kinds = {device.type for device in devices} - {"cpu", "mps"}  # fork_rng has no mps
+    kinds = {device.type for device in devices} - {"cpu", "meta", "mps"}  # fork_rng has no mps
     attributes = [module.__dict__ for module in model.modules()]
     kept = [each for held in attributes for each in (held, *held.values()) if _is_kept(each)]
     before = [each.copy() for each in kept]
@@ -80,12 +80,12 @@ def gradient_norms(
             leaf = leaves[id(parameter)] = parameter.detach().requires_grad_()
             hook = partial(_take, norms, name)
             leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    run = _Pass(model)
+    run = Carrier(model)
     for number, batch in enumerate(batches):
         norms.clear()
-        given = (loss_fn, batch, number, tuple(leaves.values()))
+        backward = partial(_backward, loss_fn, batch, number, tuple(leaves.values()))
         # The slots hold each tensor at all its names already.
-        functional_call(run, run.slots(leaves), given, tie_weights=False)
+        functional_call(run, run.slots(leaves), (backward,), tie_weights=False)
         if not norms:
             raise FreezekitError(_no_gradient(model, number))
         for name, found in norms.items():
@@ -97,8 +97,8 @@ def gradient_norms(
         yield norms
 
 
-class _Pass(torch.nn.Module):
-    """The pass over one batch, with the model in it, so that backward meets the stand-ins too.
+class Carrier(torch.nn.Module):
+    """A model with what is done to it, so that backward meets the stand-ins too.
 
     Activation checkpointing calls the model again during backward.
     """
@@ -107,25 +107,21 @@ class _Pass(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, loss_fn: LossFn, batch: object, number: int, leaves: Sequence[torch.Tensor]
-    ) -> None:
-        """Computes the loss and the gradients of the leaves, no others."""
-        loss = loss_fn(self.model, batch)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise FreezekitError(
-                f"loss_fn returned {shape} for batch {number}; expected a tensor with one element, "
-                "e.g. loss.mean()"
-            )
-        if not loss.requires_grad:
-            raise FreezekitError(_no_gradient(self.model, number))
-        if not loss.isfinite():
-            raise FreezekitError(f"the loss of batch {number} is {loss.item()}, without gradients")
-        torch.autograd.backward(loss, inputs=leaves)
+    def forward(self, work: Callable[[torch.nn.Module], None]) -> None:
+        """Does with the model what is to be done."""
+        work(self.model)
 
-    def slots(self, leaves: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the stand-in for each tensor of each module: leaves, and copies of buffers."""
+    def slots(
+        self,
+        leaves: Mapping[int, torch.Tensor],
+        copied: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    ) -> dict[str, torch.Tensor]:
+        """Returns the stand-in for each tensor of each module: leaves, and copies of buffers.
+
+        Args:
+            leaves: the stand-ins for parameters, by the identity of these.
+            copied: copies a buffer.
+        """
         found, copies = dict[str, torch.Tensor](), dict[int, torch.Tensor]()
         for path, module in self.named_modules():
             for name, parameter in module._parameters.items():
@@ -133,9 +129,31 @@ class _Pass(torch.nn.Module):
                     found[f"{path}.{name}"] = leaves[id(parameter)]
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    copy = copies.setdefault(id(buffer), buffer.detach().clone())
+                    copy = copies.setdefault(id(buffer), copied(buffer.detach()))
                     found[f"{path}.{name}"] = copy
         return found
+
+
+def _backward(
+    loss_fn: LossFn,
+    batch: object,
+    number: int,
+    leaves: Sequence[torch.Tensor],
+    model: torch.nn.Module,
+) -> None:
+    """Computes the loss and the gradients of the leaves, no others."""
+    loss = loss_fn(model, batch)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise FreezekitError(
+            f"loss_fn returned {shape} for batch {number}; expected a tensor with one element, "
+            "e.g. loss.mean()"
+        )
+    if not loss.requires_grad:
+        raise FreezekitError(_no_gradient(model, number))
+    if not loss.isfinite():
+        raise FreezekitError(f"the loss of batch {number} is {loss.item()}, without gradients")
+    torch.autograd.backward(loss, inputs=leaves)
 
 
 def _no_gradient(model: torch.nn.Module, number: int) -> str:

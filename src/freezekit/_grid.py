@@ -53,8 +53,8 @@ class Grid(NamedTuple):
     Attributes:
         bands: the parts.
         unit: whether the rates in the cells are learning rates or multipliers on a base.
-        frontiers: for each phase, which part is the first that trains, where backward stops; None
-            where nothing does.
+        frontiers: for each phase, in which part backward stops, where that is known by example
+            inputs, else which is the first that trains; None where nothing does.
         notes: what is not known of the order of the parts, and so of the frontiers.
     """
 
@@ -92,7 +92,8 @@ def grid(resolved: ResolvedPlan, *, base_lr: float | None = None, depth: int | N
     rates = [[_rate(each, base) for each in outcome] for outcome in decisions]
     partly = [resolved._partly(phase.index) for phase in resolved.phases]
     bands = []
-    for name, rows in _parts(resolved, depth):
+    parts = [*_parts(resolved, depth)]
+    for name, rows in parts:
         sizes = Counter[int]()
         for row in rows:
             sizes[resolved._outcome_ids[row]] += resolved._numel(row)
@@ -107,11 +108,24 @@ def grid(resolved: ResolvedPlan, *, base_lr: float | None = None, depth: int | N
             for k in range(len(resolved.phases))
         )
         bands.append(Band(name, sizes.total(), tuple(cells)))
-    frontiers = (
+    frontiers = _stops(resolved, parts) or tuple(
         next((at for at, band in enumerate(bands) if band.cells[phase.index].trains), None)
         for phase in resolved.phases
     )
-    return Grid(tuple(bands), unit, tuple(frontiers), resolved.layers.notes)
+    return Grid(tuple(bands), unit, frontiers, resolved.layers.notes)
+
+
+def _stops(
+    resolved: ResolvedPlan, parts: Iterable[tuple[str, Sequence[int]]]
+) -> tuple[int | None, ...] | None:
+    """Returns for each phase the first part in which backward stops, if that is known."""
+    if resolved.compute is None:
+        return None
+    place = {resolved._tree.names[row]: at for at, (_, rows) in enumerate(parts) for row in rows}
+    return tuple(
+        min((place[name] for stop in phase.stops for name in stop.parameters), default=None)
+        for phase in resolved.compute.phases
+    )
 
 
 def _rate(decision: Decision, base: float | None) -> float | None:

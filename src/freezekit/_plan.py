@@ -303,6 +303,7 @@ class FreezePlan:
         steps_per_epoch: int | None = None,
         total_epochs: int | None = None,
         total_steps: int | None = None,
+        example_inputs: object = None,
     ) -> ResolvedPlan:
         """Returns what the plan means for `model`, without touching it.
 
@@ -311,10 +312,17 @@ class FreezePlan:
             steps_per_epoch: optimizer steps in an epoch; needed where a plan mixes units.
             total_epochs: epochs in all of training; needed for `at_fraction` in epochs.
             total_steps: steps in all of training; needed for `at_fraction` in steps.
+            example_inputs: what one forward pass needs: a tuple of positional arguments, a
+                mapping of keyword arguments, or the only argument, on the model's device or, as
+                the model, on `meta`. With it the plan knows what each phase computes, and where
+                backward stops: `ResolvedPlan.compute`, `summary()`, `explain()` and `cost()`. The
+                model runs on tensors without data, or where it reads numbers out of them, once for
+                each phase on these inputs; what a pass leaves is put back.
 
         Raises:
             PatternError: a pattern selects nothing.
             PlanError: the plan contradicts itself on this model, or needs a total.
+            FreezekitError: the model does not run on `example_inputs`.
 
         Example:
             >>> import torch
@@ -330,6 +338,7 @@ class FreezePlan:
             steps_per_epoch=steps_per_epoch,
             total_epochs=total_epochs,
             total_steps=total_steps,
+            example_inputs=example_inputs,
         )
 
     def apply(
@@ -340,6 +349,7 @@ class FreezePlan:
         total_epochs: int | None = None,
         total_steps: int | None = None,
         on_freeze: Literal["keep", "drop"] = "keep",
+        example_inputs: object = None,
     ) -> AppliedPlan:
         """Freezes `model` as the plan says for the start of training; returns the handle.
 
@@ -350,12 +360,13 @@ class FreezePlan:
             total_steps: as in `resolve`.
             on_freeze: whether parameters that freeze during training "keep" their optimizer state
                 or "drop" it.
+            example_inputs: as in `resolve`; `diagnose` then knows what the plan computes, too.
 
         Raises:
             PatternError: a pattern selects nothing.
             PlanError: the plan contradicts itself on this model, or nothing would train.
-            FreezekitError: a plan is applied to the model already, or torch cannot change one of
-                its parameters.
+            FreezekitError: a plan is applied to the model already, torch cannot change one of its
+                parameters, or the model does not run on `example_inputs`.
 
         Example:
             >>> import torch
@@ -373,6 +384,7 @@ class FreezePlan:
             total_epochs=total_epochs,
             total_steps=total_steps,
             on_freeze=on_freeze,
+            example_inputs=example_inputs,
         )
 
     @property

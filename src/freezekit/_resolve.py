@@ -29,9 +29,25 @@ def resolve(
     steps_per_epoch: int | None = None,
     total_epochs: int | None = None,
     total_steps: int | None = None,
+    example_inputs: object = None,
 ) -> ResolvedPlan:
     """Returns what `plan` means for `model`; see `FreezePlan.resolve`."""
-    return bind(plan, model, steps_per_epoch, total_epochs, total_steps)[0]
+    resolved, walked = bind(plan, model, steps_per_epoch, total_epochs, total_steps)
+    rehearse(resolved, walked, example_inputs)
+    return resolved
+
+
+def rehearse(resolved: ResolvedPlan, walked: Walk, example_inputs: object) -> None:
+    """Lets a resolved plan know what it computes on example inputs, if there are any.
+
+    Raises:
+        PlanError: a parameter is lazy and has no shape yet.
+        FreezekitError: the model is sharded, or does not run on the inputs.
+    """
+    if example_inputs is not None:
+        from ._compute import compute
+
+        resolved.compute = compute(resolved, walked, example_inputs)
 
 
 def bind(

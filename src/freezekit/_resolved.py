@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
@@ -25,6 +25,7 @@ from .errors import PlanError
 if TYPE_CHECKING:
     from ._cost import Cost
     from ._explain import Explanation, PlanDiff
+    from ._frontier import Compute
     from ._summary import Summary
 
 Placement: TypeAlias = tuple[Placed, list[str]]
@@ -191,6 +192,8 @@ class ResolvedPlan:
         phases: the phases, first to last; one for a plan without moments.
         warnings: what is allowed but probably not meant, one sentence each.
         rows: the parameters, in the order of `named_parameters()`.
+        compute: what is computed in each phase, and where backward stops; None without
+            `example_inputs`.
 
     Example:
         >>> import torch
@@ -218,6 +221,7 @@ class ResolvedPlan:
         self.plan = plan
         self.warnings = warnings
         self.rows = Rows(self)
+        self.compute: Compute | None = None
         self._tree = tree
         self._cascade = cascade
         self._outcome_ids = outcome_ids
@@ -448,9 +452,10 @@ class ResolvedPlan:
 
         Counts the bytes of all parameters, of the gradients after a backward pass and of the
         optimizer's state after a step, which is measured: the optimizer steps one tensor of each
-        shape on the meta device, or one with data if it needs some. Activations and buffers are
-        not counted. What has trained before keeps its state; of a plan that waits for metrics,
-        every phase that may have come before counts as passed.
+        shape on the meta device, or one with data if it needs some. Buffers are not counted, and
+        activations and FLOPs only with `example_inputs`, for a step on these, in columns of their
+        own: `total` is without activations. What has trained before keeps its state; of a plan
+        that waits for metrics, every phase that may have come before counts as passed.
 
         Args:
             optimizer: name of a class in `torch.optim`, whatever its case, a class, or a function
@@ -582,14 +587,19 @@ class ResolvedPlan:
             if wanted[outcome]
         ]
 
-    def _held(self, phase: int) -> tuple[list[bool], set[int]]:
-        """Returns which modules are held in a phase, and which of them stay in train mode."""
+    def _held(self, phase: int, frozen: Collection[int] = ()) -> tuple[list[bool], set[int]]:
+        """Returns which modules are held in a phase, and which of them stay in train mode.
+
+        Args:
+            phase: its index.
+            frozen: rows of parameters taken to be frozen as well.
+        """
         fates = [_fate(outcome.decisions[phase]) for outcome in self._outcomes]
-        return held_modules(
-            self._tree,
-            [fates[each] for each in self._outcome_ids],
-            {row: fates[each] for row, each in self._buffer_ids.items()},
-        )
+        rows = [fates[each] for each in self._outcome_ids]
+        for row in frozen:
+            rows[row] = Fate(False, True, rows[row].leave)
+        buffers = {row: fates[each] for row, each in self._buffer_ids.items()}
+        return held_modules(self._tree, rows, buffers)
 
 
 def _differ(before: Decision, after: Decision) -> bool:

@@ -48,12 +48,14 @@ class Summary:
         phase: which part of training is shown, empty when the plan has one phase only.
         warnings: what the plan's author should look at.
         unmentioned: names of the parameters that no rule mentions.
+        compute: where backward stops and what a step costs, empty without example inputs.
     """
 
     root: Block
     phase: str = ""
     warnings: tuple[str, ...] = ()
     unmentioned: tuple[str, ...] = ()
+    compute: str = ""
 
     @property
     def line(self) -> str:
@@ -62,8 +64,9 @@ class Summary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The lines below the table, for the phase, warnings and unmentioned parameters."""
+        """The lines below the table, for phase, compute, warnings and unmentioned parameters."""
         notes = [f"phase: {self.phase}"] if self.phase else []
+        notes += [self.compute] if self.compute else []
         notes += [f"warning: {warning}" for warning in self.warnings]
         if self.unmentioned:
             noun = "parameter" if len(self.unmentioned) == 1 else "parameters"
@@ -107,7 +110,16 @@ def summarize(resolved: ResolvedPlan, phase: Phase, *, depth: int | None = None)
         phase=phase_text(resolved, phase),
         warnings=resolved.warnings,
         unmentioned=resolved.unmentioned if resolved.plan.rules else (),
+        compute=compute_text(resolved, phase),
     )
+
+
+def compute_text(resolved: ResolvedPlan, phase: Phase) -> str:
+    """Returns where backward stops in a phase, or nothing where that is not known."""
+    if resolved.compute is None:
+        return ""
+    blocks = [layer.parameter_names for layer in resolved.layers.blocks]
+    return resolved.compute.summary(phase.index, blocks)
 
 
 def rows_in(resolved: ResolvedPlan, phase: Phase) -> list[ModuleRow]:

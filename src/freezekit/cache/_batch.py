@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path
 
 from .._digest import digest
 from ._identities import Id
-from ._refusals import is_plain, refuse, tensors_within
+from ._refusals import is_plain, refuse
 
 _LARGE = 1 << 14
 """Bytes of a row from which on it is digested by itself."""
@@ -91,11 +91,12 @@ class Batch(NamedTuple):
     def _form(self, at: int) -> object:
         leaf = self.leaves[at]
         if not isinstance(leaf, torch.Tensor):
-            return leaf if isinstance(leaf, int | float | str | bool | None) else repr(type(leaf))
+            return (type(leaf), repr(leaf))
         shape = tuple(leaf.shape)
         if self.rows_at(at):
             shape = shape[2 if self.follows_length(at) else 1 :]
-        return (leaf.dtype, leaf.device, leaf.requires_grad, self.follows_length(at), shape)
+        place = (self.rows_at(at), self.follows_length(at))
+        return (leaf.dtype, leaf.device, leaf.requires_grad, *place, shape)
 
 
 def layout_of(
@@ -109,11 +110,11 @@ def layout_of(
     paths, spec = tree_flatten_with_path((args, kwargs))
     labels = []
     for path, leaf in paths:
-        if not is_plain(leaf) and tensors_within(leaf):
+        if not is_plain(leaf):
             refuse(
                 "opaque",
-                f"it is called with a {type(leaf).__name__}, whose tensors cannot be told apart",
-                "call it with tensors, in tuples and dicts",
+                f"it is called with a {type(leaf).__name__}, of which nothing is known",
+                "call it with tensors and plain values, in tuples and dicts",
             )
         inner = keystr(path[2:])
         first: Any = path[1]
@@ -227,7 +228,8 @@ def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -
 def _as_integers(leaf: torch.Tensor) -> Words:
     if leaf.is_floating_point() or leaf.is_complex():
         kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
-        leaf = leaf.contiguous().view(kinds.get(leaf.element_size(), torch.int32))
+        leaf = leaf.resolve_conj().resolve_neg().contiguous()
+        leaf = leaf.view(kinds.get(leaf.element_size(), torch.int32))
     words: Words = leaf.to(torch.int64).numpy(force=True)
     return words
 

@@ -26,6 +26,7 @@ from ._follow import Diverged, Recorder, Replay
 from ._identities import Identities, key_of, read_ids
 from ._learning import differs, untouched
 from ._patches import Forward
+from ._refusals import refuse
 from ._stats import Record, Stats
 from ._store import Store
 from ._turns import Turns
@@ -352,27 +353,39 @@ class ActivationCache:
         """Runs a pass: answered from the store, or computed and stored."""
         start = time.perf_counter()
         random = torch.get_rng_state()
+        before = [held[name].clone() for held, name in way.moving]
         keys = self._keys(way, batch)
         values = self._values(way, batch, keys)
         if values is not None and self._fills:
             raise _Enough
+        due = bool(self._audit) and (
+            not way.checked or (values is not None and self._turns.is_due(batch.size, self._audit))
+        )
+        rows = [batch.size - 1, 0] if values is None else [self._turns.row(batch.size)]
+        alone = self._alone(way, batch, rows) if due else {}
         try:
             if values is None:
                 result = self._computed(way, batch, keys, run)
+                stored = self._values(way, batch, keys) if due else None
+                if stored is not None:
+                    self._compare(way, rows, alone, stored)
             else:
-                if self._audit and self._turns.is_due(batch.size, self._audit):
-                    self._check(way, batch, values)
+                if due:
+                    self._compare(way, rows, alone, values)
                 replay = Replay(way.program, way.modules, values, (batch.size, batch.length))
                 with replay.following():
                     result = run()
         except Diverged:
             torch.set_rng_state(random)
+            with torch.no_grad():
+                for (held, name), buffer in zip(way.moving, before, strict=True):
+                    held[name].data.copy_(buffer)
             result, values = run(), None
         seconds = time.perf_counter() - start
         if values is None:
             self._record.miss(batch.size, seconds)
             if self._turns.missed(batch.size):
-                self._store.clear()
+                self._ways.forget()
         else:
             self._record.hit(batch.size, seconds)
             self._turns.hit()
@@ -435,39 +448,58 @@ class ActivationCache:
                 stack.enter_context(recorder.following())
             return run()
 
-    def _check(self, way: Way, batch: Batch, values: list[torch.Tensor]) -> None:
-        """Computes one row of a batch again, and compares it with what is stored.
-
-        Raises:
-            FreezekitError: they differ.
-        """
-        at = int(torch.randint(batch.size, (), generator=self._turns.random))
-        row = part(batch, torch.tensor([at]))
-        waiting = set(range(len(way.program.taps)))
+    def _alone(self, way: Way, batch: Batch, rows: list[int]) -> dict[int, torch.Tensor]:
+        """Computes some rows of a batch by themselves, and returns what is stored of them."""
+        some = part(batch, torch.tensor(rows))
+        found: dict[int, torch.Tensor] = {}
 
         def sink(number: int, tensor: torch.Tensor) -> None:
-            tap, value = way.program.taps[number], values[number][at : at + 1]
-            stored = self._store.tap(tap.name, tap.row_shape, tap.dtype).stored_dtype
-            if None in tap.row_shape:
-                value = value[:, : row.length]
-            if differs(tensor.to(stored), value.to(stored)):
-                raise FreezekitError(
-                    f"the cache holds another value for row {at} of this batch than {tap.text!r} "
-                    "computes: a frozen tensor was written through .data, an id names other data "
-                    "than before, or something has changed that is neither a parameter, a buffer "
-                    "nor an input; close the cache and make a new one, and see applied.guard()"
-                )
-            waiting.discard(number)
-            if not waiting:
+            found[number] = tensor.clone()
+            if None in way.program.taps[number].row_shape and some.lengths is not None:
+                for row, length in zip(found[number], some.lengths.tolist(), strict=True):
+                    row[length:] = 0
+            if len(found) == len(way.program.taps):
                 raise _Enough
 
         recorder = Recorder(way.program, way.modules, sink)
-        args, kwargs = tree_unflatten(row.leaves, row.layout.spec)
+        args, kwargs = tree_unflatten(some.leaves, some.layout.spec)
         try:
             with untouched(self._entry.module), torch.no_grad(), recorder.following():
                 self._entry.forward(*args, **kwargs)
         except _Enough:
             pass
+        return found
+
+    def _compare(
+        self, way: Way, rows: list[int], alone: dict[int, torch.Tensor], values: list[torch.Tensor]
+    ) -> None:
+        """Compares rows computed by themselves with what is stored.
+
+        Raises:
+            FreezekitError: they differ.
+            CacheRefusedError: they do so the first time.
+        """
+        for number, tensor in alone.items():
+            tap, value = way.program.taps[number], values[number][rows]
+            stored = self._store.tap(tap.name, tap.row_shape, tap.dtype).stored_dtype
+            if None in tap.row_shape:
+                value = value[:, : tensor.shape[1]]
+            if not differs(tensor.to(stored), value.to(stored)):
+                continue
+            if not way.checked:
+                refuse(
+                    "interactions",
+                    f"{tap.text!r} gives another value for a row alone than in its batch: rows "
+                    "depend on each other, or on their number or place",
+                    "do without the cache, or name a boundary below with boundary=...",
+                )
+            raise FreezekitError(
+                f"the cache holds another value for row {rows[0]} of this batch than "
+                f"{tap.text!r} computes: a frozen tensor was written through .data, an id names "
+                "other data than before, or something has changed that is neither a parameter, a "
+                "buffer nor an input; close the cache and make a new one, and see applied.guard()"
+            )
+        way.checked = True
 
 
 def _submodule(module: torch.nn.Module, option: str, path: str) -> torch.nn.Module:

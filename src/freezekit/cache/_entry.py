@@ -31,11 +31,15 @@ class Entry:
             key: the name of a keyword argument that calls may have besides.
 
         Raises:
-            FreezekitError: the forward has an argument of that name.
+            FreezekitError: the module has a cache, or its forward an argument of that name.
         """
         self.module = module
         self._before: Forward | None = module.__dict__.get("forward")
         self._answer: Answer | None = answer
+        if isinstance(self._before, Entry) and self._before._answer is not None:
+            raise FreezekitError(
+                f"{type(module).__name__} has a cache already: close() that one first"
+            )
         self.__signature__ = _with(inspect.signature(module.forward), key)
         module.__dict__["forward"] = self
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ._batch import Batch
+from ._batch import Batch, row_keys
 
 
 def refilled(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
@@ -18,12 +18,12 @@ def refilled(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
     for batch in batches:
         forms.setdefault(batch.form(), []).append(batch)
     for some in forms.values():
-        joined = _joined(some)
-        order = torch.arange(joined.size)
-        if joined.lengths is not None:
-            order = joined.lengths.cpu().argsort(descending=True, stable=True)
-        for start in range(0, joined.size, size):
-            yield part(joined, order[start : start + size])
+        whole = joined(some)
+        order = torch.arange(whole.size)
+        if whole.lengths is not None:
+            order = whole.lengths.cpu().argsort(descending=True, stable=True)
+        for start in range(0, whole.size, size):
+            yield part(whole, order[start : start + size])
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
@@ -37,7 +37,17 @@ def part(batch: Batch, rows: torch.Tensor) -> Batch:
     return Batch(leaves, batch.layout, len(rows), length, lengths, ids)
 
 
-def _joined(batches: list[Batch]) -> Batch:
+def distinct(batch: Batch) -> list[int]:
+    """Returns the first of each of the rows that differ from each other."""
+    tensors = [at for at in range(len(batch.leaves)) if batch.rows_at(at)]
+    wide = [at for at in tensors if batch.leaves[at].dim() > 1]
+    found: dict[int, int] = {}
+    for row, key in enumerate(row_keys(batch, wide or tensors)):
+        found.setdefault(key, row)
+    return [*found.values()]
+
+
+def joined(batches: list[Batch]) -> Batch:
     """Returns batches of one form as one, padded with zeros to the longest."""
     first = batches[0]
     length = None if first.length is None else max(batch.length or 0 for batch in batches)

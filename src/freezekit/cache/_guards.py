@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ._program import Program
+from ._state import State, Surroundings
 
 
 class _Seen(NamedTuple):
@@ -28,12 +29,13 @@ class Validity:
         below = {id(each): each for module in modules for each in module.modules()}
         self._modules = [*below.values()]
         self._modes = [module.training for module in self._modules]
-        seen = [*_seen(below.values())]
+        found = [*_seen(below.values())]
         for _, path, name in program.tensors:
             module = entry.get_submodule(path)
             for table in (module._parameters, module._buffers, module.__dict__):
                 if isinstance(tensor := table.get(name), torch.Tensor):
-                    seen.append(_Seen(table, name, tensor))
+                    found.append(_Seen(table, name, tensor))
+        seen = {(id(each.table), each.name): each for each in found}.values()
         self._tables = [each.table for each in seen]
         self._names = [each.name for each in seen]
         self._tensors = [each.tensor for each in seen]
@@ -43,6 +45,8 @@ class Validity:
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
+        self._state = State(entry.named_modules())
+        self._surroundings = Surroundings(below.values())
 
     def holds(self) -> bool:
         """Returns whether nothing has changed, and nothing of it trains."""
@@ -54,6 +58,8 @@ class Validity:
             and True not in [each.requires_grad for each in tensors]
             and [module.training for module in self._modules] == self._modes
             and self._kernels == self._kernels_now()
+            and self._surroundings.hold()
+            and self._state.holds()
         )
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -66,7 +72,7 @@ class Validity:
 
 def _seen(modules: Iterable[torch.nn.Module]) -> Iterator[_Seen]:
     for module in modules:
-        for table in (module._parameters, module._buffers):
+        for table in (module._parameters, module._buffers, vars(module)):
             for name, tensor in table.items():
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     yield _Seen(table, name, tensor)

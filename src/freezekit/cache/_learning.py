@@ -10,9 +10,11 @@ from torch.utils._pytree import tree_flatten
 
 from .._gradients import undisturbed
 from ._batch import Batch, prefixes
+from ._filling import distinct
 from ._follow import Diverged, Replay
 from ._program import Program, Sizes, Slot, combine
 from ._refusals import CacheRefusedError, check_module, refuse
+from ._state import State
 from ._trace import Pass, Trace
 
 _PROBES = ([0, 1], [2, 3, 4], [2, 3, 0, 4, 1])
@@ -44,12 +46,17 @@ class Probes(NamedTuple):
     def leaves(self, number: int) -> list[Any]:
         """Returns the arguments of one of the small batches."""
         length = None if self.lengths is None else self.lengths[number == 1]
-        return self.batch.taken(torch.tensor(_PROBES[number]), length)
+        taken = self.batch.taken(torch.tensor(_PROBES[number]), length)
+        return [each.clone() if _is_inference(each) else each for each in taken]
 
     @property
     def sizes(self) -> Sizes:
         """The sizes of the two that are traced."""
         return Sizes((len(_PROBES[0]), len(_PROBES[1])), self.lengths)
+
+
+def _is_inference(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_inference()
 
 
 def learn(watched: Pass, batch: Batch) -> tuple[Program, bool]:
@@ -67,27 +74,38 @@ def learn(watched: Pass, batch: Batch) -> tuple[Program, bool]:
         CacheRefusedError: there is no such program, and why.
     """
     last: CacheRefusedError | None = None
-    for trims in (True, False) if batch.length is not None else (False,):
-        probes = _probes(batch, trims=trims)
-        traces = [_traced(watched, probes, number) for number in (0, 1)]
-        for functions in (True, False):
+    grad = torch.is_grad_enabled()
+    # Once for all passes: what one leaves behind, the next one finds.
+    with untouched(watched.entry), torch.set_grad_enabled(grad):
+        for trims in (True, False) if batch.length is not None else (False,):
             try:
-                return _proven(watched, probes, traces, functions=functions), trims
+                probes = _probes(batch, trims=trims)
+                first = _traced(watched, probes, 0, None)
+                traces = [first, _traced(watched, probes, 1, first)]
             except CacheRefusedError as error:
                 last = error
                 if error.reason not in _DEPENDS:
                     raise
+                continue
+            for functions in (True, False):
+                try:
+                    return _proven(watched, probes, traces, functions=functions), trims
+                except CacheRefusedError as error:
+                    last = error
+                    if error.reason not in _DEPENDS:
+                        raise
     assert last is not None
     raise last
 
 
-_DEPENDS = ("interactions", "control_flow", "no_prefix")
+_DEPENDS = ("interactions", "control_flow", "no_prefix", "probes")
 """Reasons that may not hold for rows with their padding, or without functions."""
 
 
 def _probes(batch: Batch, *, trims: bool) -> Probes:
     """Returns rows of a batch, some of them padded: how they go may depend on it."""
-    rows = torch.arange(5) % batch.size
+    some = distinct(batch)
+    rows = torch.tensor([some[at % len(some)] for at in range(5)])
     leaves = batch.taken(rows, None)
     length = batch.length
     if length is None or length < 3 or batch.lengths is None or batch.layout.mask is None:
@@ -96,7 +114,11 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
         length = min(length, _LENGTH)
         leaves = batch._replace(leaves=leaves, size=5).taken(torch.arange(5), length)
     short = max(2, int(0.7 * length))
-    most = [length, length - 1, short, short, short - 1] if trims else [length, length - 1] * 2
+    if len(_PROBES[0]) * length == len(_PROBES[1]) * short:
+        short -= 1  # or tensors (B * length, ...) would look the same in both
+    most = (
+        [length, length - 1, short, short, max(1, short - 1)] if trims else [length, length - 1] * 2
+    )
     lengths = batch.lengths[rows.to(batch.lengths.device)]
     lengths = lengths.minimum(torch.tensor([*most, length][:5], device=lengths.device))
     mask = leaves[batch.layout.mask]
@@ -107,44 +129,107 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     return Probes(found, (length, short))
 
 
-def _traced(watched: Pass, probes: Probes, number: int) -> Trace:
+def _traced(watched: Pass, probes: Probes, number: int, first: Trace | None) -> Trace:
     leaves = probes.leaves(number)
-    trace = Trace(watched, leaves, probes.batch.layout.labels, probes.batch.layout.mask)
-    with untouched(watched.entry):
+    trace = Trace(watched, leaves, probes.batch.layout, first)
+    with _reported():
         trace.run(leaves)
     return trace
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Says that it was no pass of the user's that failed."""
+    try:
+        yield
+    except CacheRefusedError:
+        raise
+    except Exception as error:
+        raise CacheRefusedError(
+            "the frozen part cannot be cached: to learn how a pass goes, a few rows of the batch "
+            f"were passed through the model, which failed ({type(error).__name__}: {error}); let "
+            "it take batches of any size, or do without the cache",
+            "probes",
+        ) from error
 
 
 def _proven(watched: Pass, probes: Probes, traces: list[Trace], *, functions: bool) -> Program:
     """Returns the program of two traces if a third pass comes to the same with and without it."""
     program = combine(traces[0], traces[1], probes.sizes, functions=functions)
     if not program.taps:
-        _refuse_no_prefix(watched)
+        _refuse_no_prefix(watched, [*traces[0].decided, *traces[1].decided])
     for path in program.modules:
         check_module(path, watched.entry.get_submodule(path))
     modules = [(path, watched.entry.get_submodule(path)) for path in program.calls]
-    leaves = probes.leaves(2)
     sizes = (len(_PROBES[2]), None if probes.lengths is None else probes.lengths[0])
-    real = _outcome(watched, leaves, None)
     replay = Replay(program, modules, _values(program, traces, probes), sizes, float("nan"))
-    try:
-        found = _outcome(watched, leaves, replay)
-    except Diverged:
-        refuse(
-            "control_flow",
-            "what is computed depends on the values of the batch, or on what a frozen module does "
-            "besides giving its output",
-            "name a boundary below it with boundary=..., or do without the cache",
-        )
-    except Exception as error:
-        refuse(
-            "interactions",
-            f"without its frozen part the pass fails ({type(error).__name__}: {error}), as where "
-            "its outputs are changed in place or read in a way that is not seen",
-            "name a boundary with boundary=..., or do without the cache",
-        )
+    with _others(watched):
+        leaves, real = _real(watched, probes, program.roots)
+        try:
+            found = _outcome(watched, leaves, replay)
+        except Diverged:
+            refuse(
+                "control_flow",
+                "what is computed depends on the values of the batch, or on what a frozen module "
+                "does besides giving its output",
+                "name a boundary below it with boundary=..., or do without the cache",
+            )
+        except Exception as error:
+            refuse(
+                "interactions",
+                f"without its frozen part the pass fails ({type(error).__name__}: {error}), as "
+                "where its outputs are changed in place or read in a way that is not seen",
+                "name a boundary with boundary=..., or do without the cache",
+            )
     _compare(real, found)
     return program
+
+
+@contextmanager
+def _others(watched: Pass) -> Iterator[None]:
+    """Gives what trains other values: nothing that is stored may depend on them."""
+    hot = [each for each in watched.entry.parameters() if id(each) in watched.hot]
+    hot = [each.data for each in hot if each.is_floating_point() or each.is_complex()]
+    before = [each.clone() for each in hot]
+    try:
+        for each in hot:
+            each.mul_(0.75).add_(0.03)
+        yield
+    finally:
+        for each, values in zip(hot, before, strict=True):
+            each.copy_(values)
+
+
+def _real(watched: Pass, probes: Probes, roots: frozenset[int]) -> tuple[list[Any], Outcome]:
+    """Returns the arguments of the third pass, and its outcome.
+
+    In them, what nothing that is stored depends on belongs to other rows, and other values stand
+    in the padding.
+
+    Raises:
+        CacheRefusedError: the pass changes what it may depend on.
+    """
+    plain = probes.leaves(2)
+    other = list(plain)
+    batch = probes.batch
+    for at, leaf in enumerate(plain):
+        if not batch.rows_at(at) or at == batch.layout.mask:
+            continue
+        if at not in roots:
+            other[at] = leaf.flip(0)
+        elif probes.lengths is not None and batch.follows_length(at):
+            kept = prefixes(batch.lengths[_PROBES[2]], leaf.shape[1])
+            kept = kept.view(*kept.shape, *[1] * (leaf.dim() - 2)).to(leaf.device)
+            other[at] = torch.where(kept, leaf, leaf[:, :1])
+    state = State(watched.entry.named_modules())
+    try:
+        leaves, outcome = other, _outcome(watched, other, None, state)
+    except CacheRefusedError:
+        raise
+    except Exception:
+        with _reported():
+            leaves, outcome = plain, _outcome(watched, plain, None, state)
+    return leaves, outcome
 
 
 def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch.Tensor]:
@@ -172,16 +257,25 @@ def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch
     return values
 
 
-def _outcome(watched: Pass, leaves: list[Any], replay: Replay | None) -> Outcome:
+def _outcome(
+    watched: Pass, leaves: list[Any], replay: Replay | None, state: State | None = None
+) -> Outcome:
     """Returns the tensors a pass gives, and the gradients of what trains."""
-    with untouched(watched.entry):
+    grad = torch.is_grad_enabled()
+    with untouched(watched.entry), torch.set_grad_enabled(grad):
         torch.manual_seed(0)
         if replay is None:
             result = watched.run(leaves)
         else:
             with replay.following():
                 result = watched.run(leaves)
-        out = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)]
+        if state is not None and (name := state.changed()):
+            refuse(
+                "state",
+                f"each pass changes {name!r}, on which what is computed may depend",
+                "change it outside of the forward, or do without the cache",
+            )
+        out = [*_tensors(result, 4)]
         losses = [_weighed(each) for each in out if each.requires_grad]
         hot = [each for each in watched.entry.parameters() if id(each) in watched.hot]
         hot = [each for each in hot if each.requires_grad]
@@ -189,6 +283,15 @@ def _outcome(watched: Pass, leaves: list[Any], replay: Replay | None) -> Outcome
         if losses and hot:
             gradients = torch.autograd.grad(sum(losses, losses[0] * 0), hot, allow_unused=True)
     return [each.detach() for each in out], list(gradients)
+
+
+def _tensors(value: object, depth: int) -> Iterator[torch.Tensor]:
+    """Yields the tensors in what a pass returns, in objects too."""
+    for leaf in tree_flatten(value)[0]:
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif depth and not isinstance(leaf, torch.nn.Module) and hasattr(leaf, "__dict__"):
+            yield from _tensors(dict(vars(leaf)), depth - 1)
 
 
 def _weighed(out: torch.Tensor) -> torch.Tensor:
@@ -259,17 +362,17 @@ def _size(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max())
 
 
-def _refuse_no_prefix(watched: Pass) -> NoReturn:
+def _refuse_no_prefix(watched: Pass, decided: list[str]) -> NoReturn:
+    if decided:
+        refuse(
+            "control_flow",
+            f"values of the batch are read in Python ({decided[0]}) before anything that is worth "
+            "storing, and what follows may depend on them, for all rows together",
+            "compute with tensors there, as with torch.where, or do without the cache",
+        )
     trains = [name for name, each in watched.entry.named_parameters() if id(each) in watched.hot]
     some = ", ".join(map(repr, trains[:3])) + (", ..." if len(trains) > 3 else "")
-    kind, boundary = type(watched.entry).__name__, watched.boundary
-    if boundary is not None:
-        refuse(
-            "boundary",
-            f"boundary={boundary!r}: its first call is not of frozen modules over frozen inputs, "
-            "or is not worth storing" + (f" ({some} train)" if trains else ""),
-            "name a module that is frozen with all before it, or leave boundary away",
-        )
+    kind = type(watched.entry).__name__
     refuse(
         "no_prefix",
         f"nothing in {kind} that is worth storing comes before what trains"
@@ -288,5 +391,6 @@ def untouched(module: torch.nn.Module) -> Iterator[None]:
         finally:
             with torch.no_grad():
                 for buffer, version, value in before:
-                    if buffer._version != version:
-                        buffer.copy_(value)
+                    # Batch norm changes its statistics without another version.
+                    if buffer._version != version or not torch.equal(buffer, value):
+                        buffer.data.copy_(value)  # a graph of the user's may have saved it

@@ -10,6 +10,7 @@ from torch.utils._pytree import TreeSpec
 from ._refusals import refuse
 from ._trace import Event, Source, Trace
 
+Origin: TypeAlias = tuple[Any, ...]
 Dim: TypeAlias = int | Literal["B", "L"]
 """One dimension of a tensor: a size, that of the batch, or the length of its longest row."""
 
@@ -123,6 +124,13 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
     taps, numbers = [], {}
     for at, number in sorted(choice.cuts):
         leaf = first.events[at].leaves[number]
+        if number in second.events[at].mixed:
+            refuse(
+                "interactions",
+                f"rows depend on each other: in what {first.events[at].name!r} gives, something "
+                "has a part that is made of all rows of a batch, such as a maximum or a mean",
+                "compute it of each row, or name a boundary below with boundary=...",
+            )
         dims = choice.dims((at, number))
         row_shape = tuple(None if dim == "L" else dim for dim in dims[1:] if dim != "B")
         digest = hashlib.blake2b(
@@ -149,24 +157,25 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
         functions=listed,
         roots=frozenset().union(*(first.events[at].roots for at, _ in choice.cuts)),
         modules=tuple(dict.fromkeys(event.name for event in part if event.kind == "call")),
-        tensors=tuple(dict.fromkeys((*_own_tensors(part), *_tensors_in(tuple(first.looked))))),
+        tensors=tuple(dict.fromkeys(_own_tensors(part, first.looked))),
         actions=tuple(actions),
     )
 
 
-def _own_tensors(events: Iterable[Event]) -> Iterator[tuple[str, str, str]]:
+def _own_tensors(events: Iterable[Event], looked: Iterable[object]) -> Iterator[Origin]:
     """Yields the tensors of modules that functions outside of frozen calls take."""
-    for event in events:
-        for origin in event.arguments:
-            yield from _tensors_in(origin)
-
-
-def _tensors_in(origin: object) -> Iterator[tuple[str, str, str]]:
-    if isinstance(origin, tuple) and origin[:1] in (("parameter",), ("buffer",), ("attribute",)):
-        yield origin
-    elif isinstance(origin, tuple):
-        for part in origin:
-            yield from _tensors_in(part)
+    waiting = [origin for event in events for origin in event.arguments]
+    waiting += looked
+    seen: set[int] = set()
+    while waiting:
+        origin = waiting.pop()
+        if not isinstance(origin, tuple) or id(origin) in seen:
+            continue
+        seen.add(id(origin))  # One tensor may have a part in many, in many ways.
+        if origin[:1] in (("parameter",), ("buffer",), ("attribute",)):
+            yield origin
+        else:
+            waiting += origin
 
 
 def _check_same(first: Trace, second: Trace) -> None:
@@ -322,6 +331,7 @@ class _Names:
     def __init__(self, first: Sequence[Event], second: Sequence[Event]) -> None:
         self._events = (first, second)
         self._known: dict[int, str] = {}
+        self._told: dict[tuple[int, int], str] = {}
 
     def of(self, at: int) -> str:
         """Returns the name of an event."""
@@ -338,4 +348,8 @@ class _Names:
             return repr(one) if one == other else "*"
         if one[:1] == ("event",):
             return f"{self.of(one[1])}.{one[2]}"
-        return f"<{' '.join(self._origin(*pair) for pair in zip(one, other, strict=True))}>"
+        known = (id(one), id(other))
+        if known not in self._told:
+            text = " ".join(self._origin(*pair) for pair in zip(one, other, strict=True))
+            self._told[known] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return f"<{self._told[known]}>"

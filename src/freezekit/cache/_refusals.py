@@ -192,4 +192,3 @@ def _rate(module: torch.nn.Module) -> float:
 def _few(names: list[str]) -> str:
     shown = ", ".join(map(repr, names[:_SHOWN]))
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
-

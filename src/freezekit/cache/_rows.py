@@ -105,8 +105,7 @@ class Batch(NamedTuple):
 
     def kept(self, positions: Sequence[int]) -> list[torch.Tensor]:
         """Returns views of the rows at those positions, each without what lies beyond its end."""
-        plain = self.rows.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
-        rows = plain.unbind(0)
+        rows = self.rows.detach().as_subclass(torch.Tensor).unbind(0)
         if self.lengths is None:
             return [rows[each] for each in positions]
         return [rows[each][: self.lengths[each]] for each in positions]

@@ -12,6 +12,11 @@ class Stats(NamedTuple):
         bytes: bytes of rows in memory.
         file_bytes: bytes of rows in files.
         seconds_saved: how much longer the forward passes of the hits would have taken.
+
+    Example:
+        >>> from freezekit.cache import Stats
+        >>> print(Stats(hits=60, misses=20, bytes=1 << 20, file_bytes=0, seconds_saved=2.5))
+        60 of 80 rows from the store (75.0%), 1.0 MiB in memory, about 2.5 s of forward passes saved
     """
 
     hits: int

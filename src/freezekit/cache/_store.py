@@ -121,6 +121,13 @@ class Store:
         """Deletes a tap and its rows, from the folder too unless another process writes to it."""
         self._drop([name])
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Lets go of taps; what they have in the folder stays there, and is found again."""
+        with self._shared.lock:
+            self.flush()
+            for tap in [self._taps.pop(name) for name in names if name in self._taps]:
+                tap.clear()
+
     def clear(self) -> None:
         """Deletes all taps and their rows, from the folder too unless another writes to it."""
         folder = self._shared.folder

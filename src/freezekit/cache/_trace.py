@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 
+from ._batch import Layout
 from ._patches import Forward, patched
 from ._refusals import (
     check_call,
@@ -34,10 +35,11 @@ LOOKS = frozenset(
 )
 """What reads of a tensor its form only."""
 
-_SHAPED = frozenset(
-    "nonzero argwhere unique unique_consecutive unique_dim masked_select bincount".split()
-)
+_SHAPED = frozenset("nonzero argwhere unique unique_consecutive unique_dim masked_select".split())
 """What gives tensors whose form depends on values: whatever follows may depend on it."""
+
+_COUNTS = ("histc", "bincount")
+"""What counts the rows of each kind, as where a mixture of experts sorts them to compute with."""
 
 _PICKS = (torch.bool, torch.uint8)
 """What picks some elements where it is an index."""
@@ -48,7 +50,19 @@ _CREATES = frozenset(
 )
 """What reads of its first argument its form only."""
 
-_HEAVY = ("linear", "conv", "mm", "mv", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "scan")
+_HEAVY = (
+    "linear",
+    "conv",
+    "mm",
+    "mv",
+    "matmul",
+    "einsum",
+    "attention",
+    "lstm",
+    "gru",
+    "rnn",
+    "scan",
+)
 """Parts of the names of functions that are worth to be spared."""
 
 
@@ -63,6 +77,7 @@ class Known(NamedTuple):
         roots: the arguments of the pass that it depends on.
         behind: the events that it depends on.
         origin: where it comes from, for its name.
+        mixed: something has a part in it that was made of all rows together, such as a maximum.
     """
 
     hot: bool = False
@@ -71,6 +86,7 @@ class Known(NamedTuple):
     roots: frozenset[int] = frozenset()
     behind: frozenset[int] = frozenset()
     origin: tuple[Any, ...] = ("unknown",)
+    mixed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +108,7 @@ class Event:
         heavy: whether it multiplies matrices, convolves or the like.
         hot: whether it reads something that trains and is no argument.
         free: numbers of the outputs that depend on no argument of the pass.
+        mixed: numbers of the outputs in which all rows together have a part.
     """
 
     kind: Literal["call", "function"]
@@ -108,6 +125,7 @@ class Event:
     heavy: bool = False
     hot: bool = False
     free: set[int] = field(default_factory=set)
+    mixed: set[int] = field(default_factory=set)
 
 
 class Call(NamedTuple):
@@ -152,15 +170,15 @@ class Trace(TorchFunctionMode):
     """
 
     def __init__(
-        self, watched: Pass, leaves: Sequence[Any], labels: Sequence[str], mask: int | None = None
+        self, watched: Pass, leaves: Sequence[Any], layout: Layout, first: "Trace | None" = None
     ) -> None:
         """Prepares to watch a pass.
 
         Args:
             watched: the pass.
             leaves: its arguments, flat.
-            labels: a name for each.
-            mask: which of them says what is padding.
+            layout: what they are.
+            first: a trace of the same pass over another number of rows.
         """
         super().__init__()
         self.events: list[Event] = []
@@ -176,7 +194,10 @@ class Trace(TorchFunctionMode):
         self._past = False
         self._keep: list[Any] = [leaves]
         self._inner: dict[int, Known] = {}
-        self._mask = frozenset(() if mask is None else (mask,))
+        self._mask = frozenset(() if layout.mask is None else (layout.mask,))
+        self._shapes: list[tuple[str, list[torch.Size]]] = []
+        self._rowless: set[int] = set()
+        self._first = [] if first is None else first._shapes
         self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
         self.known: dict[int, Known] = {}
         for path, module in watched.entry.named_modules():
@@ -185,11 +206,11 @@ class Trace(TorchFunctionMode):
                 for name, tensor in table.items():
                     if _is_tensor(tensor):
                         hot = id(tensor) in watched.hot
-                        self.known.setdefault(
-                            id(tensor), Known(hot=hot, origin=(kind, path, name))
-                        )
+                        self.known.setdefault(id(tensor), Known(hot=hot, origin=(kind, path, name)))
         for at in self._all:
-            self.known[id(leaves[at])] = Known(roots=frozenset((at,)), origin=("argument", labels[at]))
+            self.known[id(leaves[at])] = Known(
+                roots=frozenset((at,)), origin=("argument", layout.labels[at])
+            )
 
     def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
         """Runs the pass and returns what it returns."""
@@ -250,7 +271,10 @@ class Trace(TorchFunctionMode):
         ]
         joined = _joined([self._ambient, *(given[1:] if name in _CREATES else given)])
         known = joined._replace(
-            hot=joined.hot or random, sources=frozenset(), origin=self._origin(name, (args, kwargs))
+            hot=joined.hot or random,
+            sources=frozenset(),
+            origin=self._origin(name, (args, kwargs)),
+            mixed=joined.mixed or self._mixes(name, result, tensors, joined.roots),
         )
         event = None
         if any(id(each) in self._marks for each in tensors):
@@ -272,6 +296,8 @@ class Trace(TorchFunctionMode):
                     known = known._replace(sources=sources, origin=("event", *place))
                     if event.skippable:
                         self._marks[id(tensor)] = place
+                    if known.mixed:
+                        event.mixed.add(number)
                     self._learn(tensor, known)
                 else:
                     self._learn(tensor, known._replace(origin=("part", number, known.origin)))
@@ -360,17 +386,44 @@ class Trace(TorchFunctionMode):
                 "computes may depend, for all rows together",
                 "compute with tensors there, as with torch.where, or do without the cache",
             )
-        known = joined._replace(sources=frozenset(), derived=True)
+        own = (self._of_inner(each) for each in tensors if id(each) in self.known)
+        self.looked += [each.origin for each in own if not (each.hot or each.roots)]
+        mixed = joined.mixed or self._mixes(name, result, tensors, joined.roots)
+        known = joined._replace(sources=frozenset(), derived=True, mixed=mixed)
         for each in flattened(result):
             if _is_tensor(each) and id(each) not in self.known:
                 self._inner[id(each)] = known
                 self._keep.append(each)
         return result
 
+    def _mixes(
+        self, name: str, result: object, tensors: list[torch.Tensor], roots: frozenset[int]
+    ) -> bool:
+        """Returns whether a function makes of rows what has none: something of all of them.
+
+        It is known in a second trace, from shapes that do not depend on the number of rows. What
+        depends on nothing but the mask tells of padding.
+        """
+        at = len(self._shapes)
+        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+        self._shapes.append((name, [leaf.shape for leaf in leaves]))
+        if at >= len(self._first) or self._first[at][0] != name:
+            self._first = []
+            return False
+        pairs = zip(leaves, self._first[at][1], strict=False)
+        rowless = [leaf for leaf, shape in pairs if leaf.shape == shape]
+        if roots <= self._mask or not rowless:
+            return False
+        self._rowless.update(map(id, rowless))
+        read = (each for each in tensors if self._of_inner(each).roots)
+        return name not in _COUNTS and not all(id(each) in self._rowless for each in read)
+
     def _of_inner(self, tensor: torch.Tensor) -> Known:
         """Returns what is known of a tensor within a frozen call."""
         found = self._inner.get(id(tensor)) or self.known.get(id(tensor))
-        if found is None:  # made by what is not seen, such as a script, of what it was given
+        if found is None and self._within is None:
+            found = self._of(tensor)
+        elif found is None:  # made by what is not seen, such as a script, of what it was given
             assert self._within is not None
             event = self.events[self._within]
             found = Known(roots=event.roots, behind=event.behind)
@@ -423,6 +476,12 @@ class Trace(TorchFunctionMode):
             weighty = path in self._watched.weighty
             computed = path in self._watched.hot_paths or joined.hot or self._is_beyond(path)
             if computed or not (weighty or joined.derived):
+                if path == self._watched.boundary and not self._past:
+                    refuse(
+                        "boundary",
+                        f"boundary={path!r}: something in it trains, or comes before it and trains",
+                        "name a module that is frozen with all before it, or leave boundary away",
+                    )
                 self.calls.append(Call(path, None, None))
                 return forward(*args, **kwargs)
             return self._frozen(path, forward, (args, kwargs), joined)
@@ -434,9 +493,7 @@ class Trace(TorchFunctionMode):
         boundary = self._watched.boundary
         return boundary is not None and (self._past or boundary.startswith(f"{path}."))
 
-    def _frozen(
-        self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known
-    ) -> Any:  # noqa: ANN401
+    def _frozen(self, path: str, forward: Forward, given: tuple[Any, Any], joined: Known) -> Any:  # noqa: ANN401
         """Runs a frozen call and notes it, unless it draws random numbers without parameters."""
         at, module = len(self.events), self._watched.entry.get_submodule(path)
         flat = [*flattened(given)]
@@ -474,7 +531,11 @@ class Trace(TorchFunctionMode):
                     if id(leaf) in taken:  # it hands on what it was given
                         sources |= here.sources
                     roots = frozenset() if number in event.free else known.roots
-                    found = known._replace(sources=sources, roots=roots, origin=("event", *place))
+                    if here.mixed:
+                        event.mixed.add(number)
+                    found = known._replace(
+                        sources=sources, roots=roots, origin=("event", *place), mixed=here.mixed
+                    )
                     self._learn(leaf, found)
                     self._marks[id(leaf)] = place
         return result
@@ -531,6 +592,7 @@ def _joined(given: Sequence[Known]) -> Known:
         derived=any(each.derived for each in given),
         roots=frozenset().union(*(each.roots for each in given)),
         behind=frozenset().union(*(each.behind for each in given)),
+        mixed=any(each.mixed for each in given),
     )
 
 

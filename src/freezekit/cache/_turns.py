@@ -36,6 +36,10 @@ class Turns:
         self._since = 0
         return True
 
+    def row(self, size: int) -> int:
+        """Returns one of so many rows, drawn."""
+        return int(torch.randint(size, (), generator=self.random))
+
     def hit(self) -> None:
         """Notes that a batch was stored: its inputs come again."""
         self._misses = 0

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_unflatten
 from .._apply import AppliedPlan
 from .._digest import digest
 from ._batch import Batch
+from ._filling import distinct, joined, part
 from ._guards import Validity
 from ._learning import learn
 from ._patches import Forward
@@ -25,6 +26,8 @@ from ._trace import Pass
 
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
+_ROWS = 3
+"""How many rows that differ it takes to learn: of one alone, none can depend on the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,14 +39,20 @@ class Way:
         trims: whether rows are stored without their padding.
         modules: the modules whose calls matter, by path.
         roots: the labels of the arguments that what is stored depends on.
+        setting: the form, the modes and what else decides how a pass goes.
+        moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
+        checked: whether a row of a real batch was computed again and compared.
     """
 
     program: Program
     trims: bool
     modules: list[tuple[str, torch.nn.Module]]
     roots: tuple[str, ...]
+    setting: tuple[Any, ...]
+    moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
+    checked: bool = False
 
     def taps(self) -> Iterator[Tap]:
         """Yields what is stored in a pass: for this phase, then for later ones."""
@@ -83,6 +92,7 @@ class Ways:
         self._known: dict[Any, Way | None] = {}
         self._proven: dict[Any, Way] = {}
         self._whole: set[Any] = set()
+        self._few: dict[Any, Batch] = {}
         self._valid: dict[str, Validity] = {}
         self._digests: dict[int, tuple[int, int, bytes]] = {}
         self._phase = applied.phase
@@ -96,6 +106,8 @@ class Ways:
         Raises:
             CacheRefusedError: there is no way, and nothing was answered yet.
         """
+        if not batch.size:
+            return None, batch
         if self._applied.phase is not self._phase:
             self._phase = self._applied.phase
             self._sweep()
@@ -103,7 +115,7 @@ class Ways:
         if form in self._whole:
             batch = batch._replace(length=None, lengths=None)
             form = batch.form()
-        modes = bytes([module.training for module in self._modules])
+        modes = self._modes()
         precision = _precision(batch)
         key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
         if key in self._known:
@@ -112,13 +124,27 @@ class Ways:
                 return way, batch
         elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
             return None, batch
-        way = self._learned(forward, batch, precision)
+        probed = self._probed(batch)
+        if probed is None:
+            return None, batch
+        way = self._learned(forward, probed, precision)
         if way is not None and not way.trims and batch.length is not None:
             self._whole.add(form)
             batch = batch._replace(length=None, lengths=None)
             key = (key[0], batch.form(), *key[2:])
         self._known[key] = way
         return way, batch
+
+    def _probed(self, batch: Batch) -> Batch | None:
+        """Returns a batch of several rows to learn from; None until there were as many."""
+        form = batch.form()
+        few = self._few.pop(form, None)
+        if few is not None:
+            batch = joined([few, batch])
+        if len(distinct(batch)) >= _ROWS:
+            return batch
+        self._few[form] = part(batch, torch.tensor(distinct(batch)))
+        return None
 
     def fit(self, way: Way, rows: int, mean_length: float, budget: int) -> int:
         """Leaves taps of later phases out until all that is stored fits into some bytes.
@@ -148,22 +174,33 @@ class Ways:
         earlier = (each for each in reversed(self._known.values()) if each is not None)
         for other in (*way.ahead, *earlier):
             alike = (other.roots, other.trims) == (way.roots, way.trims)
+            alike = alike and other.setting == way.setting
             if other is not way and alike and self._is_valid(other):
                 yield other
 
+    def _modes(self) -> bytes:
+        """Returns the mode of each module."""
+        return bytes([module.training for module in self._modules])
+
     def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
-        """Returns a way that was proven; warns, or raises before anything was answered, if none."""
+        """Returns a way that was proven; if there is none, warns or raises.
+
+        Raises:
+            CacheRefusedError: nothing was answered yet.
+        """
         now = self._phase.index
         try:
             way = self._prepared(forward, batch, precision, self._hot(now, now))
         except CacheRefusedError as error:
             if not self.started:
                 raise
+            if error.reason == "no_prefix":  # The plan opens all of it: as declared.
+                return None
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
         for index in range(now + 1, len(self._applied.resolved.phases)):
             hot = self._hot(now, index)
-            ahead = self._proven.get((hot, batch.form(), precision))
+            ahead = self._proven.get((hot, way.setting))
             try:
                 if ahead is None or not self._is_valid(ahead):
                     ahead = self._prepared(forward, batch, precision, hot)
@@ -193,13 +230,23 @@ class Ways:
         watched = Pass(entry, run, hot, *paths, self._boundary)
         program, trims = learn(watched, batch)
         validity = Validity(entry, program)
-        salt = [precision, *(self._contents(validity) if self._durable else ())]
-        program = program._replace(taps=tuple(_salted(tap, salt) for tap in program.taps))
+        setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
+        contents = self._contents(validity) if self._durable else ()
+        full = [precision, *_plain(batch), *contents]
+        program = program._replace(taps=tuple(_salted(tap, full) for tap in program.taps))
         for tap in program.taps:
             self._valid.setdefault(tap.name, validity)
         modules = [(path, entry.get_submodule(path)) for path in program.calls]
         roots = tuple(batch.layout.labels[at] for at in sorted(program.roots))
-        way = self._proven[hot, batch.form(), precision] = Way(program, trims, modules, roots)
+        moving = [
+            (each._buffers, name)
+            for each in entry.modules()
+            if each.training
+            for name, buffer in each._buffers.items()
+            if buffer is not None
+        ]
+        way = Way(program, trims, modules, roots, setting, moving)
+        self._proven[hot, setting] = way
         return way
 
     def _hot(self, first: int, last: int) -> frozenset[int]:
@@ -234,18 +281,32 @@ class Ways:
         checks = [self._valid.get(tap.name) for tap in way.program.taps]
         return all(each is not None and each.holds() for each in {*checks})
 
+    def forget(self) -> None:
+        """Lets go of all that is stored; what is in a folder stays there."""
+        self._store.forget([*self._valid])
+
     def _sweep(self) -> None:
-        """Drops all that is stored and not valid any more."""
+        """Lets go of what is stored and not valid any more.
+
+        In a folder it stays: its name says of what weights it is, and another run has those.
+        """
         verdicts = {each: each.holds() for each in {*self._valid.values()}}
-        for name, validity in [*self._valid.items()]:
-            if not verdicts[validity]:
-                self._store.drop(name)
-                del self._valid[name]
+        gone = [name for name, validity in self._valid.items() if not verdicts[validity]]
+        self._store.forget(gone)
+        for name in gone:
+            del self._valid[name]
 
 
 def _salted(tap: Tap, salt: Sequence[str]) -> Tap:
     text = "\n".join((tap.name, *salt))
     return tap._replace(name=hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+
+
+def _plain(batch: Batch) -> Iterator[str]:
+    """Yields what else a pass is called with than tensors, in words."""
+    for label, leaf in zip(batch.layout.labels, batch.leaves, strict=True):
+        if not (leaf is None or isinstance(leaf, torch.Tensor)):
+            yield f"{label} {type(leaf).__name__} {leaf!r}"
 
 
 def _precision(batch: Batch) -> str:

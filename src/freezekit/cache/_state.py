@@ -1,0 +1,110 @@
+"""What modules hold besides parameters, buffers and modules: values that a pass may depend on."""
+
+from collections.abc import Iterable, Iterator
+from operator import is_, itemgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+_OWN = frozenset(vars(nn.Module())) | {
+    "train", "forward", "_freezekit", "_is_hf_initialized",
+}  # fmt: skip
+"""What every module has, and no forward reads."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SIMPLE = (
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
+)  # fmt: skip
+"""Modules that hold nothing of their own that anyone changes."""
+_GONE = object()
+
+
+class State:
+    """Values in the attributes of modules, and in lists, dicts and configurations among them."""
+
+    def __init__(self, named: Iterable[tuple[str, nn.Module]]) -> None:
+        """Remembers what some modules hold, by path."""
+        self._places: list[tuple[str, dict[str, Any], list[str], list[Any]]] = []
+        self._lists: list[tuple[str, Any, list[Any]]] = []
+        seen: set[int] = set()
+        for path, module in named:
+            if type(module) not in _SIMPLE:
+                self._read(path, vars(module), seen, 2)
+        self._getters = [(itemgetter(*names, names[0]), held) for _, held, names, _ in self._places]
+        self._values = [(*values, values[0]) for _, _, _, values in self._places]
+
+    def _read(self, path: str, held: dict[str, Any], seen: set[int], depth: int) -> None:
+        names = []
+        for name, value in held.items():
+            place = f"{path}.{name}" if path else str(name)
+            if name in _OWN or not isinstance(name, str) or name.startswith("__"):
+                continue
+            if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype):
+                names.append(name)
+            elif id(value) in seen or isinstance(value, torch.Tensor | nn.Module | type):
+                continue
+            elif isinstance(value, list | tuple | set | dict):
+                seen.add(id(value))
+                self._lists.append((place, value, [*_members(value)]))
+            elif depth and isinstance(getattr(value, "__dict__", None), dict):
+                seen.add(id(value))
+                self._read(place, vars(value), seen, depth - 1)
+        if names:
+            self._places.append((path, held, names, [held[name] for name in names]))
+
+    def holds(self) -> bool:
+        """Returns whether nothing has changed."""
+        try:
+            values = [getter(held) for getter, held in self._getters]
+        except KeyError:
+            return False
+        return values == self._values and all(
+            [_same(value, members) for _, value, members in self._lists]
+        )
+
+    def changed(self) -> str:
+        """Returns the name of a value that has changed, an empty string if none has."""
+        for path, held, names, values in self._places:
+            for name, before in zip(names, values, strict=True):
+                value = held.get(name, _GONE)
+                if value is not before and value != before:
+                    return f"{path}.{name}" if path else name
+        return next((text for text, value, some in self._lists if not _same(value, some)), "")
+
+
+class Surroundings:
+    """What calls of modules go through besides their own forward: hooks, and what is in them."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Remembers the parts of some modules."""
+        self._modules = [*modules]
+        self._hooks = [getattr(module, name) for module in self._modules for name in _HOOKS]
+        self._parts = [(module._modules, [*module._modules.values()]) for module in self._modules]
+        self._parts = [(parts, now) for parts, now in self._parts if now]
+        self._forwards = [(vars(each), vars(each).get("forward")) for each in self._modules]
+        self._sizes = self._count()
+
+    def hold(self) -> bool:
+        """Returns whether the parts are the same, and nothing was added to them."""
+        return (
+            not any(self._hooks)
+            and all([[*parts.values()] == before for parts, before in self._parts])
+            and all([own.get("forward") is before for own, before in self._forwards])
+            and self._count() == self._sizes
+        )
+
+    def _count(self) -> list[int]:
+        return [len(each._parameters) + len(each._buffers) for each in self._modules]
+
+
+def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    if isinstance(value, dict):
+        yield from value.keys()
+        yield from value.values()
+    else:
+        yield from value
+
+
+def _same(value: Any, members: list[Any]) -> bool:  # noqa: ANN401
+    now = [*_members(value)]
+    return len(now) == len(members) and all(map(is_, now, members))

@@ -1,0 +1,153 @@
+"""Nineteen architectures from a store: the same outputs and gradients, and nothing frozen runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cache_models import ARCHITECTURES, Inputs, build
+from cache_trials import Run, distance, total, trial
+from torch import nn
+
+from freezekit import AppliedPlan, FreezePlan
+from freezekit.cache import ActivationCache
+from freezekit.cache._store import Tap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = sorted(name for name, each in ARCHITECTURES.items() if "input_ids" in each.inputs(2))
+ENCODERS = sorted({*TEXT} - {"t5", "bart"})
+SPARED = nn.Embedding | nn.Identity | nn.Dropout
+"""What may run in a pass that is answered: it costs nothing."""
+
+
+def plan_of(name: str, within: str = "") -> FreezePlan:
+    return FreezePlan().freeze(*(within + each for each in ARCHITECTURES[name].frozen))
+
+
+def rows(batch: dict[str, torch.Tensor], order: list[int], *, cut: bool) -> dict[str, torch.Tensor]:
+    """Returns some rows of a batch, without columns in which all of them have padding."""
+    found = {key: value[order] for key, value in batch.items()}
+    if cut and "attention_mask" in found:
+        length = int(found["attention_mask"].sum(1).max())
+        for key in ("input_ids", "attention_mask"):
+            found[key] = found[key][:, :length]
+    return found
+
+
+def training(inputs: Inputs, *, cut: bool) -> Callable[[Run], None]:
+    """Returns a drive over twelve rows: in order, then shuffled and in other batches."""
+    torch.manual_seed(5)
+    data = inputs(12)
+    if "attention_mask" in data:
+        data["attention_mask"][0, :] = 1  # one row without padding
+
+    def drive(run: Run) -> None:
+        for order in ([*range(7)], [*range(5, 12)], [11, 3, 7, 0, 5], [2, 9, 1]):
+            run.step(rows(data, order, cut=cut))
+        if cut:
+            run.model.eval()
+            with torch.no_grad():
+                run.call(rows(data, [7, 2, 10], cut=True))
+
+    return drive
+
+
+class Pooled(nn.Module):
+    """Classifies the mean of what a model says of tokens that are no padding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        scores: torch.Tensor = self.head((hidden * weights).sum(1) / weights.sum(1))
+        return scores
+
+
+class Watch:
+    """Stands in for the forward of a module and notes its calls."""
+
+    def __init__(self, path: str, forward: Callable[..., Any], ran: list[str]) -> None:
+        self._path, self._forward, self._ran = path, forward, ran
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._ran.append(self._path)
+        return self._forward(*args, **kwargs)
+
+
+def watched(applied: AppliedPlan, model: nn.Module) -> list[str]:
+    """Returns a list of the frozen modules that run, but for those that cost nothing."""
+    ran: list[str] = []
+    for path, module in model.named_modules():
+        parameters = [*module.parameters()]
+        frozen = parameters and not any(each.requires_grad for each in parameters)
+        if frozen and not isinstance(module, SPARED):
+            module.__dict__["forward"] = Watch(path, module.forward, ran)
+    return ran
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_cached_training_is_training(name: str) -> None:
+    """Outputs, gradients and parameters are those of a run without a cache, to rounding."""
+    drive = training(ARCHITECTURES[name].inputs, cut=False)
+    verdict = trial(lambda: build(name), plan_of(name), drive)
+    assert not verdict.refused
+    assert verdict.difference < 2e-5
+    assert verdict.hits >= 5 + 3
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_padding_makes_no_difference(name: str) -> None:
+    """Behind a masked mean, rows are stored without padding and hit in batches of any length."""
+    drive = training(ARCHITECTURES[name].inputs, cut=True)
+    verdict = trial(lambda: Pooled(build(name)), plan_of(name, "model."), drive)
+    assert not verdict.refused
+    assert verdict.difference < 2e-5
+    assert verdict.hits >= 5 + 3 + 3
+    assert verdict.cut
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pass that is answered no frozen module runs, and the output is made of the store."""
+    torch.manual_seed(0)
+    model = build(name)
+    applied = plan_of(name).apply(model)
+    ran = watched(applied, model)
+    batch = ARCHITECTURES[name].inputs(6)
+    gather = Tap.gather
+
+    def corrupted(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+        found = gather(*args, **kwargs)
+        return None if found is None else found.flip(-1)
+
+    with ActivationCache(applied) as cache, torch.no_grad():
+        first = model(**batch)[0]
+        assert ran
+        ran.clear()
+        second = model(**batch)[0]
+        assert cache.stats().hits == 6
+        assert ran == []
+        monkeypatch.setattr(Tap, "gather", corrupted)
+        third = model(**batch)[0]
+    assert distance([first], [second]) < 1e-5
+    assert distance([first], [third]) > 1e-3
+
+
+def test_a_loss_through_the_store_has_gradients() -> None:
+    """What trains gets its gradients through what is stored, and what is frozen gets none."""
+    torch.manual_seed(0)
+    model = build("bert")
+    with ActivationCache(plan_of("bert").apply(model)):
+        batch = ARCHITECTURES["bert"].inputs(4)
+        for _ in range(2):
+            model.zero_grad()
+            loss = total(model(**batch))
+            assert loss is not None
+            loss.backward()  # type: ignore[no-untyped-call]
+    for name, each in model.named_parameters():
+        assert (each.grad is not None) == each.requires_grad, name
