@@ -421,6 +421,7 @@ class ActivationCache:
 
     def _computed(self, way: Way, batch: Batch, keys: list[int], run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs a pass and stores what crosses, from the nearest boundary below that is stored."""
+        self._ways.look(way)
         lengths = None if batch.lengths is None else batch.lengths.tolist()
         waiting = {tap.name for tap in way.taps()}
 

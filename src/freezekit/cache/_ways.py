@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ class Way:
         setting: the form, the modes and what else decides how a pass goes.
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
+        behind: those of earlier phases, from whose taps this one's can be computed.
         checked: whether a row of a real batch was computed again and compared.
+        look: learns the ways ahead; None once it has.
     """
 
     program: Program
@@ -52,7 +55,9 @@ class Way:
     setting: tuple[Any, ...]
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
+    behind: list[Way] = field(default_factory=list)
     checked: bool = False
+    look: Callable[[], None] | None = None
 
     def taps(self) -> Iterator[Tap]:
         """Yields what is stored in a pass: for this phase, then for later ones."""
@@ -161,6 +166,8 @@ class Ways:
             How many bytes are expected with what is left.
         """
 
+        self.look(way)
+
         def needed() -> int:
             taps = {tap.name: tap for tap in way.taps()}.values()
             return sum(predicted_bytes(tap.row_shape, tap.dtype, rows, mean_length) for tap in taps)
@@ -171,12 +178,7 @@ class Ways:
 
     def others(self, way: Way) -> Iterator[Way]:
         """Yields the valid ways whose values are of use for another, the nearest first."""
-        earlier = (each for each in reversed(self._known.values()) if each is not None)
-        for other in (*way.ahead, *earlier):
-            alike = (other.roots, other.trims) == (way.roots, way.trims)
-            alike = alike and other.setting == way.setting
-            if other is not way and alike and self._is_valid(other):
-                yield other
+        yield from (other for other in (*way.ahead, *way.behind) if self._is_valid(other))
 
     def _modes(self) -> bytes:
         """Returns the mode of each module."""
@@ -198,19 +200,32 @@ class Ways:
                 return None
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
-        for index in range(now + 1, len(self._applied.resolved.phases)):
-            hot = self._hot(now, index)
-            ahead = self._proven.get((hot, way.setting))
+        way.look = partial(self._look, way, forward, batch, precision)
+        return way
+
+    def look(self, way: Way) -> None:
+        """Learns what later phases need, which matters as long as rows are missing."""
+        if way.look is not None:
+            look, way.look = way.look, None
+            look()
+
+    def _look(self, way: Way, forward: Forward, batch: Batch, precision: str) -> None:
+        """Learns what is frozen from now to each later phase, and since each earlier one."""
+        now, last = self._phase.index, len(self._applied.resolved.phases)
+        seen = {self._hot(now, now)}
+        for index in (*range(now + 1, last), *range(now - 1, -1, -1)):
+            hot = self._hot(min(index, now), max(index, now))
+            if hot in seen:
+                continue
+            seen.add(hot)
+            other = self._proven.get((hot, way.setting))
             try:
-                if ahead is None or not self._is_valid(ahead):
-                    ahead = self._prepared(forward, batch, precision, hot)
+                if other is None or not self._is_valid(other):
+                    other = self._prepared(forward, batch, precision, hot)
             except CacheRefusedError:
                 continue  # It says so when that phase begins.
-            known = {tap.name for tap in way.taps()}
-            same = (ahead.trims, ahead.roots) == (way.trims, way.roots)
-            if same and any(tap.name not in known for tap in ahead.program.taps):
-                way.ahead.append(ahead)
-        return way
+            if (other.trims, other.roots) == (way.trims, way.roots):
+                (way.ahead if index > now else way.behind).append(other)
 
     def _prepared(self, forward: Forward, batch: Batch, precision: str, hot: frozenset[int]) -> Way:
         entry = self._entry
