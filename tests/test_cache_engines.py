@@ -1,4 +1,4 @@
-"""The cache where users really train: the same course with it, in each engine, and rows answered."""
+"""The cache where users really train: the same course with it, in each engine."""
 
 from pathlib import Path
 

@@ -188,8 +188,8 @@ def _proven(watched: Pass, probes: Probes, traces: list[Trace], *, functions: bo
 @contextmanager
 def _others(watched: Pass) -> Iterator[None]:
     """Gives what trains other values: nothing that is stored may depend on them."""
-    hot = [each for each in watched.entry.parameters() if id(each) in watched.hot]
-    hot = [each.data for each in hot if each.is_floating_point() or each.is_complex()]
+    trained = [each for each in watched.entry.parameters() if id(each) in watched.hot]
+    hot = [each.data for each in trained if each.is_floating_point() or each.is_complex()]
     before = [each.clone() for each in hot]
     try:
         for each in hot:
@@ -217,7 +217,7 @@ def _real(watched: Pass, probes: Probes, roots: frozenset[int]) -> tuple[list[An
             continue
         if at not in roots:
             other[at] = leaf.flip(0)
-        elif probes.lengths is not None and batch.follows_length(at):
+        elif batch.lengths is not None and probes.lengths and batch.follows_length(at):
             kept = prefixes(batch.lengths[_PROBES[2]], leaf.shape[1])
             kept = kept.view(*kept.shape, *[1] * (leaf.dim() - 2)).to(leaf.device)
             other[at] = torch.where(kept, leaf, leaf[:, :1])

@@ -121,7 +121,8 @@ def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Pr
     _check_same(first, second)
     choice = _Choice(first, second, sizes, functions=functions)
     names = _Names(first.events, second.events)
-    taps, numbers = [], {}
+    taps: list[Tap] = []
+    numbers: dict[Source, int] = {}
     for at, number in sorted(choice.cuts):
         leaf = first.events[at].leaves[number]
         if number in second.events[at].mixed:

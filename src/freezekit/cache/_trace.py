@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -309,7 +309,8 @@ class Trace(TorchFunctionMode):
         if not out or not all(_is_tensor(leaf) for leaf in out):
             return False
         taken = sum(each.nbytes for each in tensors if id(each) in self._marks)
-        return sum(each.nbytes for each in out) <= taken
+        given: int = sum(each.nbytes for each in out)
+        return given <= taken
 
     def _origin(self, name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns where the result of a function comes from that is no event."""
@@ -581,7 +582,7 @@ def flattened(value: object) -> Iterator[object]:
         yield value
 
 
-def _is_tensor(value: object) -> bool:
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
@@ -620,6 +621,6 @@ def _place(tensor: torch.Tensor) -> int | None:
 def _rng() -> torch.Tensor:
     """Returns the state of torch's generators, of the CPU and of accelerators in use."""
     states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return torch.cat(states)
