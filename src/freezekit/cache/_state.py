@@ -59,7 +59,7 @@ class State:
         except KeyError:
             return False
         return values == self._values and all(
-            [_same(value, members) for _, value, members in self._lists]
+            _same(value, members) for _, value, members in self._lists
         )
 
     def changed(self) -> str:
@@ -88,8 +88,8 @@ class Surroundings:
         """Returns whether the parts are the same, and nothing was added to them."""
         return (
             not any(self._hooks)
-            and all([[*parts.values()] == before for parts, before in self._parts])
-            and all([own.get("forward") is before for own, before in self._forwards])
+            and [[*parts.values()] for parts, _ in self._parts] == [now for _, now in self._parts]
+            and all(own.get("forward") is before for own, before in self._forwards)
             and self._count() == self._sizes
         )
 

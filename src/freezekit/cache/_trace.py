@@ -26,16 +26,65 @@ Source = tuple[int, int]
 """An output of an event: the number of the event, and of the leaf among its outputs."""
 
 LOOKS = frozenset(
-    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous "
-    "element_size __len__ get_device storage_offset is_signed is_inference data_ptr __hash__ "
-    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn itemsize nbytes names "
-    "is_nested is_sparse is_quantized is_meta is_mps is_xpu is_cpu _version output_nr "
-    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view is_tensor "
-    "is_same_size result_type is_shared is_pinned".split()
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "stride",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "element_size",
+        "__len__",
+        "get_device",
+        "storage_offset",
+        "is_signed",
+        "is_inference",
+        "data_ptr",
+        "__hash__",
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "layout",
+        "requires_grad",
+        "is_cuda",
+        "is_leaf",
+        "grad_fn",
+        "itemsize",
+        "nbytes",
+        "names",
+        "is_nested",
+        "is_sparse",
+        "is_quantized",
+        "is_meta",
+        "is_mps",
+        "is_xpu",
+        "is_cpu",
+        "_version",
+        "output_nr",
+        "is_sparse_csr",
+        "is_mkldnn",
+        "has_names",
+        "is_conj",
+        "is_neg",
+        "dim_order",
+        "retains_grad",
+        "_is_view",
+        "is_tensor",
+        "is_same_size",
+        "result_type",
+        "is_shared",
+        "is_pinned",
+    ]
 )
 """What reads of a tensor its form only."""
 
-_SHAPED = frozenset("nonzero argwhere unique unique_consecutive unique_dim masked_select".split())
+_SHAPED = frozenset(
+    ["nonzero", "argwhere", "unique", "unique_consecutive", "unique_dim", "masked_select"]
+)
 """What gives tensors whose form depends on values: whatever follows may depend on it."""
 
 _COUNTS = ("histc", "bincount")
@@ -45,8 +94,21 @@ _PICKS = (torch.bool, torch.uint8)
 """What picks some elements where it is an index."""
 
 _CREATES = frozenset(
-    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros "
-    "new_ones new_empty new_full new_empty_strided new_tensor".split()
+    [
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "full_like",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+        "new_full",
+        "new_empty_strided",
+        "new_tensor",
+    ]
 )
 """What reads of its first argument its form only."""
 
@@ -212,6 +274,10 @@ class Trace(TorchFunctionMode):
                 roots=frozenset((at,)), origin=("argument", layout.labels[at])
             )
 
+        self._held = [*_held(watched.entry)]
+        before = set() if first is None else {id(each) for each in first._held}
+        self._stale = set() if first is None else {id(each) for each in self._held} - before
+
     def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
         """Runs the pass and returns what it returns."""
         modules = dict(self._watched.entry.named_modules())
@@ -253,7 +319,15 @@ class Trace(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         name = function_name(func)
-        if name in LOOKS or self._looking:
+        if self._looking:
+            return func(*args, **kwargs)
+        if self._stale and any(id(each) in self._stale for each in flattened((args, kwargs))):
+            refuse(
+                "state",
+                f"a pass reads ({name}) a tensor that the pass before has left behind on a module",
+                "let each pass compute it anew, or do without the cache",
+            )
+        if name in LOOKS:
             return func(*args, **kwargs)
         flat = [*flattened((args, kwargs))]
         tensors = [each for each in flat if _is_tensor(each)]
@@ -540,6 +614,14 @@ class Trace(TorchFunctionMode):
                     self._learn(leaf, found)
                     self._marks[id(leaf)] = place
         return result
+
+
+def _held(entry: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the tensors that modules hold besides parameters, in lists and dicts too."""
+    for module in entry.modules():
+        for value in (*module._buffers.values(), *module.__dict__.values()):
+            if value is not module._parameters and value is not module._buffers:
+                yield from (each for each in flattened(value) if _is_tensor(each))
 
 
 def _check_kept(known: Known) -> None:
