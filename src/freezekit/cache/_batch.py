@@ -109,13 +109,7 @@ def layout_of(
         parameters = []
     paths, spec = tree_flatten_with_path((args, kwargs))
     labels = []
-    for path, leaf in paths:
-        if not is_plain(leaf):
-            refuse(
-                "opaque",
-                f"it is called with a {type(leaf).__name__}, of which nothing is known",
-                "call it with tensors and plain values, in tuples and dicts",
-            )
+    for path, _ in paths:
         inner = keystr(path[2:])
         first: Any = path[1]
         if hasattr(first, "key"):
@@ -136,6 +130,13 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     Raises:
         CacheRefusedError: no argument has rows.
     """
+    for leaf in leaves:
+        if not is_plain(leaf):
+            refuse(
+                "opaque",
+                f"it is called with a {type(leaf).__name__}, of which nothing is known",
+                "call it with tensors and plain values, in tuples and dicts",
+            )
     mask = None if layout.mask is None else leaves[layout.mask]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
@@ -226,10 +227,13 @@ def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -
 
 
 def _as_integers(leaf: torch.Tensor) -> Words:
-    if leaf.is_floating_point() or leaf.is_complex():
-        kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+    """Returns the content of a leaf as words of 32 bits at most, as many to each position."""
+    size = leaf.element_size()
+    if leaf.is_floating_point() or leaf.is_complex() or size > 4:
+        kinds = {1: torch.int8, 2: torch.int16}
         leaf = leaf.resolve_conj().resolve_neg().contiguous()
-        leaf = leaf.view(kinds.get(leaf.element_size(), torch.int32))
+        wide = leaf.unsqueeze(-1) if size > 4 else leaf
+        leaf = wide.view(kinds.get(size, torch.int32))
     words: Words = leaf.to(torch.int64).numpy(force=True)
     return words
 

@@ -44,7 +44,7 @@ _COUNTS = ("histc", "bincount")
 _PICKS = (torch.bool, torch.uint8)
 """What picks some elements where it is an index."""
 
-_CREATES = frozenset(
+CREATES = frozenset(
     "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros "
     "new_ones new_empty new_full new_empty_strided new_tensor".split()
 )
@@ -269,7 +269,7 @@ class Trace(TorchFunctionMode):
             for tensor, version in zip(tensors, versions, strict=True)
             if _version(tensor) != version
         ]
-        joined = _joined([self._ambient, *(given[1:] if name in _CREATES else given)])
+        joined = _joined([self._ambient, *(given[1:] if name in CREATES else given)])
         known = joined._replace(
             hot=joined.hot or random,
             sources=frozenset(),
