@@ -467,8 +467,9 @@ class ActivationCache:
 
         recorder = Recorder(way.program, way.modules, sink)
         args, kwargs = tree_unflatten(some.leaves, some.layout.spec)
+        grad = torch.set_grad_enabled(torch.is_grad_enabled())
         try:
-            with untouched(self._entry.module), torch.no_grad(), recorder.following():
+            with untouched(self._entry.module), grad, recorder.following():
                 self._entry.forward(*args, **kwargs)
         except _Enough:
             pass

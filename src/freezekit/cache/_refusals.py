@@ -15,7 +15,7 @@ _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, slice, type(...), type, enum.Enum,
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 )  # fmt: skip
-_DEPTH = 4
+_DEPTH = 6
 _SHOWN = 3
 
 Versions = Sequence[tuple[str, torch.Tensor, int]]
