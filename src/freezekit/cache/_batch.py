@@ -16,7 +16,6 @@ from ._refusals import is_plain, refuse
 
 _LARGE = 1 << 14
 """Bytes of a row from which on it is digested by itself."""
-_LOW = (1 << 64) - 1
 _FACTOR = 0x2545F4914F6CDD1D
 
 Words: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -176,7 +175,7 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
         sums = sums * _FACTOR + (_row_sums(batch, at, ends) if part is None else part)
     if isinstance(sums, int):
         return [0] * batch.size
-    return [(high & _LOW) << 64 | (low & _LOW) for high, low in sums.tolist()]
+    return [high << 64 | low for high, low in sums.view(np.uint64).tolist()]
 
 
 def _row_sums(batch: Batch, at: int, ends: Words | None) -> Words:

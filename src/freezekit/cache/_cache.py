@@ -409,7 +409,7 @@ class ActivationCache:
         seconds = time.perf_counter() - start
         if values is None:
             self._record.miss(batch.size, seconds)
-            if torch.is_grad_enabled() and self._turns.missed():
+            if torch.is_grad_enabled() and not self._fills and self._turns.missed():
                 self._ways.forget()
         else:
             self._record.hit(batch.size, seconds)
@@ -472,18 +472,21 @@ class ActivationCache:
 
             return sink
 
-        with ExitStack() as stack:
-            for other in self._ways.others(way):
-                values = self._values(other, batch, keys)
-                if values is not None:
-                    sizes = (batch.size, batch.length)
-                    replay = Replay(other.program, other.modules, values, sizes)
-                    stack.enter_context(replay.following())
-                    break
-            for each in (*reversed(way.ahead), way):
-                recorder = Recorder(each.program, each.modules, sink_of(each))
-                stack.enter_context(recorder.following())
-            return run()
+        try:
+            with ExitStack() as stack:
+                for other in self._ways.others(way):
+                    values = self._values(other, batch, keys)
+                    if values is not None:
+                        sizes = (batch.size, batch.length)
+                        replay = Replay(other.program, other.modules, values, sizes)
+                        stack.enter_context(replay.following())
+                        break
+                for each in (*reversed(way.ahead), way):
+                    recorder = Recorder(each.program, each.modules, sink_of(each))
+                    stack.enter_context(recorder.following())
+                return run()
+        except _Enough:
+            return None
 
     def _alone(self, way: Way, batch: Batch, rows: list[int]) -> dict[int, torch.Tensor]:
         """Computes some rows of a batch by themselves, and returns what is stored of them."""

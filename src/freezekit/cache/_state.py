@@ -1,6 +1,7 @@
 """What modules hold besides parameters, buffers and modules: values that a pass may depend on."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from operator import is_, itemgetter
 from typing import Any
 
@@ -84,22 +85,34 @@ class Surroundings:
         """Remembers the parts of some modules."""
         self._modules = [*modules]
         self._hooks = [getattr(module, name) for module in self._modules for name in _HOOKS]
-        self._parts = [(module._modules, [*module._modules.values()]) for module in self._modules]
-        self._parts = [(parts, now) for parts, now in self._parts if now]
-        self._forwards = [(vars(each), vars(each).get("forward")) for each in self._modules]
+        self._parts = [module._modules for module in self._modules]
+        self._own = [vars(module) for module in self._modules]
+        self._tables = [
+            *self._parts,
+            *(module._parameters for module in self._modules),
+            *(module._buffers for module in self._modules),
+        ]
         self._sizes = self._count()
+        self._below = self._below_now()
+        self._forwards = self._forwards_now()
 
     def hold(self) -> bool:
         """Returns whether the parts are the same, and nothing was added to them."""
         return (
             not any(self._hooks)
-            and all([[*parts.values()] == before for parts, before in self._parts])
-            and all([own.get("forward") is before for own, before in self._forwards])
             and self._count() == self._sizes
+            and all(map(is_, self._below_now(), self._below))
+            and all(map(is_, self._forwards_now(), self._forwards))
         )
 
     def _count(self) -> list[int]:
-        return [len(each._parameters) + len(each._buffers) for each in self._modules]
+        return [*map(len, self._tables)]
+
+    def _below_now(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._parts))]
+
+    def _forwards_now(self) -> list[Any]:
+        return [*map(dict.get, self._own, repeat("forward"))]
 
 
 def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
