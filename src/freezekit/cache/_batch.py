@@ -16,7 +16,6 @@ from ._refusals import is_plain, refuse
 
 _LARGE = 1 << 14
 """Bytes of a row from which on it is digested by itself."""
-_LOW = (1 << 64) - 1
 _FACTOR = 0x2545F4914F6CDD1D
 
 Words: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -109,13 +108,7 @@ def layout_of(
         parameters = []
     paths, spec = tree_flatten_with_path((args, kwargs))
     labels = []
-    for path, leaf in paths:
-        if not is_plain(leaf):
-            refuse(
-                "opaque",
-                f"it is called with a {type(leaf).__name__}, of which nothing is known",
-                "call it with tensors and plain values, in tuples and dicts",
-            )
+    for path, _ in paths:
         inner = keystr(path[2:])
         first: Any = path[1]
         if hasattr(first, "key"):
@@ -136,6 +129,13 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     Raises:
         CacheRefusedError: no argument has rows.
     """
+    for leaf in leaves:
+        if not is_plain(leaf):
+            refuse(
+                "opaque",
+                f"it is called with a {type(leaf).__name__}, of which nothing is known",
+                "call it with tensors and plain values, in tuples and dicts",
+            )
     mask = None if layout.mask is None else leaves[layout.mask]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
@@ -175,7 +175,7 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
         sums = sums * _FACTOR + (_row_sums(batch, at, ends) if part is None else part)
     if isinstance(sums, int):
         return [0] * batch.size
-    return [(high & _LOW) << 64 | (low & _LOW) for high, low in sums.tolist()]
+    return [high << 64 | low for high, low in sums.view(np.uint64).tolist()]
 
 
 def _row_sums(batch: Batch, at: int, ends: Words | None) -> Words:
@@ -226,10 +226,13 @@ def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -
 
 
 def _as_integers(leaf: torch.Tensor) -> Words:
-    if leaf.is_floating_point() or leaf.is_complex():
-        kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+    """Returns the content of a leaf as words of 32 bits at most, as many to each position."""
+    size = leaf.element_size()
+    if leaf.is_floating_point() or leaf.is_complex() or size > 4:
+        kinds = {1: torch.int8, 2: torch.int16}
         leaf = leaf.resolve_conj().resolve_neg().contiguous()
-        leaf = leaf.view(kinds.get(leaf.element_size(), torch.int32))
+        wide = leaf.unsqueeze(-1) if size > 4 else leaf
+        leaf = wide.view(kinds.get(size, torch.int32))
     words: Words = leaf.to(torch.int64).numpy(force=True)
     return words
 

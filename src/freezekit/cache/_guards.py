@@ -1,6 +1,7 @@
 """Whether what is stored still is what the model would compute."""
 
 from collections.abc import Iterable, Iterator
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,6 @@ class Validity:
         self._tables = [each.table for each in seen]
         self._names = [each.name for each in seen]
         self._tensors = [each.tensor for each in seen]
-        self._identities = [*map(id, self._tensors)]
         self._versions = [each._version for each in self._tensors]
         self._places = [each.data_ptr() for each in self._tensors]
         configs = (getattr(each, "config", None) for each in entry.modules())
@@ -52,7 +52,7 @@ class Validity:
         """Returns whether nothing has changed, and nothing of it trains."""
         tensors = self._tensors
         return (
-            [*map(id, map(dict.get, self._tables, self._names))] == self._identities
+            all(map(is_, map(dict.get, self._tables, self._names), tensors))
             and [each._version for each in tensors] == self._versions
             and [each.data_ptr() for each in tensors] == self._places
             and True not in [each.requires_grad for each in tensors]

@@ -1,9 +1,11 @@
 """What modules hold besides parameters, buffers and modules: values that a pass may depend on."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from operator import is_, itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ _OWN = frozenset(vars(nn.Module())) | {
 """What every module has, and no forward reads."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SIMPLE = (
-    nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
+    nn.Linear, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
 """Modules that hold nothing of their own that anyone changes."""
 _GONE = object()
@@ -40,27 +42,31 @@ class State:
             if name in _OWN or not isinstance(name, str) or name.startswith("__"):
                 continue
             if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype):
-                names.append(name)
-            elif id(value) in seen or isinstance(value, torch.Tensor | nn.Module | type):
+                pass
+            elif isinstance(value, torch.Tensor | nn.Module):
                 continue
+            elif id(value) in seen or isinstance(value, type):
+                pass
             elif isinstance(value, list | tuple | set | dict):
                 seen.add(id(value))
                 self._lists.append((place, value, [*_members(value)]))
+            elif isinstance(value, np.ndarray):
+                self._lists.append((place, value, [value.tobytes()]))
             elif depth and isinstance(getattr(value, "__dict__", None), dict):
                 seen.add(id(value))
                 self._read(place, vars(value), seen, depth - 1)
+            if not isinstance(value, torch.Tensor | nn.Module):
+                names.append(name)  # Another object may have been put in its place.
         if names:
             self._places.append((path, held, names, [held[name] for name in names]))
 
     def holds(self) -> bool:
         """Returns whether nothing has changed."""
         try:
-            values = [getter(held) for getter, held in self._getters]
-        except KeyError:
+            same = [getter(held) for getter, held in self._getters] == self._values
+        except (KeyError, ValueError):  # An array has no truth.
             return False
-        return values == self._values and all(
-            _same(value, members) for _, value, members in self._lists
-        )
+        return same and all([_same(value, members) for _, value, members in self._lists])
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
@@ -79,26 +85,40 @@ class Surroundings:
         """Remembers the parts of some modules."""
         self._modules = [*modules]
         self._hooks = [getattr(module, name) for module in self._modules for name in _HOOKS]
-        self._parts = [(module._modules, [*module._modules.values()]) for module in self._modules]
-        self._parts = [(parts, now) for parts, now in self._parts if now]
-        self._forwards = [(vars(each), vars(each).get("forward")) for each in self._modules]
+        self._parts = [module._modules for module in self._modules]
+        self._own = [vars(module) for module in self._modules]
+        self._tables = [
+            *self._parts,
+            *(module._parameters for module in self._modules),
+            *(module._buffers for module in self._modules),
+        ]
         self._sizes = self._count()
+        self._below = self._below_now()
+        self._forwards = self._forwards_now()
 
     def hold(self) -> bool:
         """Returns whether the parts are the same, and nothing was added to them."""
         return (
             not any(self._hooks)
-            and [[*parts.values()] for parts, _ in self._parts] == [now for _, now in self._parts]
-            and all(own.get("forward") is before for own, before in self._forwards)
             and self._count() == self._sizes
+            and all(map(is_, self._below_now(), self._below))
+            and all(map(is_, self._forwards_now(), self._forwards))
         )
 
     def _count(self) -> list[int]:
-        return [len(each._parameters) + len(each._buffers) for each in self._modules]
+        return [*map(len, self._tables)]
+
+    def _below_now(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._parts))]
+
+    def _forwards_now(self) -> list[Any]:
+        return [*map(dict.get, self._own, repeat("forward"))]
 
 
 def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    if isinstance(value, dict):
+    if isinstance(value, np.ndarray):
+        yield value.tobytes()
+    elif isinstance(value, dict):
         yield from value.keys()
         yield from value.values()
     else:
@@ -107,4 +127,6 @@ def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
 
 def _same(value: Any, members: list[Any]) -> bool:  # noqa: ANN401
     now = [*_members(value)]
+    if isinstance(value, np.ndarray):
+        return now == members
     return len(now) == len(members) and all(map(is_, now, members))
