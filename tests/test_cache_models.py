@@ -74,7 +74,7 @@ class Watch:
     def __init__(self, path: str, forward: Callable[..., Any], ran: list[str]) -> None:
         self._path, self._forward, self._ran = path, forward, ran
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         self._ran.append(self._path)
         return self._forward(*args, **kwargs)
 
@@ -121,7 +121,7 @@ def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = ARCHITECTURES[name].inputs(6)
     gather = Tap.gather
 
-    def corrupted(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    def corrupted(*args: Any, **kwargs: Any) -> torch.Tensor | None:  # noqa: ANN401
         found = gather(*args, **kwargs)
         return None if found is None else found.flip(-1)
 

@@ -184,7 +184,6 @@ class Ways:
         Returns:
             How many bytes are expected with what is left.
         """
-
         self.look(way)
 
         def needed() -> int:
