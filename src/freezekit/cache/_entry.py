@@ -81,7 +81,7 @@ class Entry:
 
 def _is_rehearsed() -> bool:
     """Returns whether a pass only is to show what it would do, on tensors without data."""
-    modes = _get_current_dispatch_mode_stack()  # type: ignore[no-untyped-call]
+    modes = _get_current_dispatch_mode_stack()
     return any(type(mode).__name__ == "FakeTensorMode" for mode in modes)
 
 

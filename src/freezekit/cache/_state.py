@@ -66,7 +66,7 @@ class State:
             same = [getter(held) for getter, held in self._getters] == self._values
         except (KeyError, ValueError):  # An array has no truth.
             return False
-        return same and all([_same(value, members) for _, value, members in self._lists])
+        return same and all(_same(value, members) for _, value, members in self._lists)
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
@@ -87,7 +87,7 @@ class Surroundings:
         self._hooks = [getattr(module, name) for module in self._modules for name in _HOOKS]
         self._parts = [module._modules for module in self._modules]
         self._own = [vars(module) for module in self._modules]
-        self._tables = [
+        self._tables: list[dict[str, Any]] = [
             *self._parts,
             *(module._parameters for module in self._modules),
             *(module._buffers for module in self._modules),
@@ -106,7 +106,7 @@ class Surroundings:
         )
 
     def _count(self) -> list[int]:
-        return [*map(len, self._tables)]
+        return [len(table) for table in self._tables]
 
     def _below_now(self) -> list[Any]:
         return [*chain.from_iterable(map(dict.values, self._parts))]

@@ -25,17 +25,21 @@ from ._refusals import (
 Source = tuple[int, int]
 """An output of an event: the number of the event, and of the leaf among its outputs."""
 
-LOOKS = frozenset(
-    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous "
-    "element_size __len__ get_device storage_offset is_signed is_inference data_ptr __hash__ "
-    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn itemsize nbytes names "
-    "is_nested is_sparse is_quantized is_meta is_mps is_xpu is_cpu _version output_nr "
-    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view is_tensor "
-    "is_same_size result_type is_shared is_pinned".split()
-)
+LOOKS = frozenset((
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point",
+    "is_complex", "is_contiguous", "element_size", "__len__", "get_device", "storage_offset",
+    "is_signed", "is_inference", "data_ptr", "__hash__", "shape", "dtype", "device", "ndim",
+    "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "itemsize", "nbytes", "names",
+    "is_nested", "is_sparse", "is_quantized", "is_meta", "is_mps", "is_xpu", "is_cpu",
+    "_version", "output_nr", "is_sparse_csr", "is_mkldnn", "has_names", "is_conj", "is_neg",
+    "dim_order", "retains_grad", "_is_view", "is_tensor", "is_same_size", "result_type",
+    "is_shared", "is_pinned",
+))  # fmt: skip
 """What reads of a tensor its form only."""
 
-_SHAPED = frozenset("nonzero argwhere unique unique_consecutive unique_dim masked_select".split())
+_SHAPED = frozenset((
+    "nonzero", "argwhere", "unique", "unique_consecutive", "unique_dim", "masked_select",
+))  # fmt: skip
 """What gives tensors whose form depends on values: whatever follows may depend on it."""
 
 _COUNTS = ("histc", "bincount")
@@ -44,10 +48,11 @@ _COUNTS = ("histc", "bincount")
 _PICKS = (torch.bool, torch.uint8)
 """What picks some elements where it is an index."""
 
-CREATES = frozenset(
-    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros "
-    "new_ones new_empty new_full new_empty_strided new_tensor".split()
-)
+CREATES = frozenset((
+    "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
+    "new_tensor",
+))  # fmt: skip
 """What reads of its first argument its form only."""
 
 _HEAVY = (
