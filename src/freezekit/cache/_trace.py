@@ -217,6 +217,10 @@ class Trace(TorchFunctionMode):
                 roots=frozenset((at,)), origin=("argument", layout.labels[at])
             )
 
+        self._held = [*_held(watched.entry)]
+        before = set() if first is None else {id(each) for each in first._held}
+        self._stale = set() if first is None else {id(each) for each in self._held} - before
+
     def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
         """Runs the pass and returns what it returns."""
         modules = dict(self._watched.entry.named_modules())
@@ -258,7 +262,15 @@ class Trace(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         name = function_name(func)
-        if name in LOOKS or self._looking:
+        if self._looking:
+            return func(*args, **kwargs)
+        if self._stale and any(id(each) in self._stale for each in flattened((args, kwargs))):
+            refuse(
+                "state",
+                f"a pass reads ({name}) a tensor that the pass before has left behind on a module",
+                "let each pass compute it anew, or do without the cache",
+            )
+        if name in LOOKS:
             return func(*args, **kwargs)
         flat = [*flattened((args, kwargs))]
         tensors = [each for each in flat if _is_tensor(each)]
@@ -545,6 +557,14 @@ class Trace(TorchFunctionMode):
                     self._learn(leaf, found)
                     self._marks[id(leaf)] = place
         return result
+
+
+def _held(entry: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the tensors that modules hold besides parameters, in lists and dicts too."""
+    for module in entry.modules():
+        for value in (*module._buffers.values(), *module.__dict__.values()):
+            if value is not module._parameters and value is not module._buffers:
+                yield from (each for each in flattened(value) if _is_tensor(each))
 
 
 def _check_kept(known: Known) -> None:
