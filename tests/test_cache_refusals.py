@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Function = Callable[..., torch.Tensor]
 FROZEN = FreezePlan().freeze("frozen")
+NOISE = torch.Generator().manual_seed(0)
 
 
 class Frozen(nn.Module):
@@ -29,7 +30,7 @@ class Frozen(nn.Module):
         self.count = 0
         self.kept: Any = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         return self.function(self, *args, **kwargs)
 
 
@@ -42,7 +43,7 @@ class Model(nn.Module):
         self.head = nn.Linear(6, 6)
         self.between = between
 
-    def forward(self, x: torch.Tensor, *more: Any) -> torch.Tensor:  # noqa: ANN401
+    def forward(self, x: torch.Tensor, *more: object) -> torch.Tensor:
         if self.between is not None:
             return self.between(self, x, *more)
         scores: torch.Tensor = self.head(self.frozen(x))
@@ -121,8 +122,6 @@ def taking_out(self: Model, x: torch.Tensor) -> torch.Tensor:
     return self.head(y) + self.frozen.kept
 
 
-DRAWN = torch.Generator().manual_seed(0)
-
 CASES = {
     "dropout in train mode": Case(
         nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), "dropout", "eval mode"
@@ -135,8 +134,7 @@ CASES = {
     ),
     "noise": Case(lambda self, x: self.linear(x) + torch.randn_like(x), "random", "boundary="),
     "noise from elsewhere": Case(
-        lambda self, x, draw=DRAWN: self.linear(x)
-        + torch.randn(x.shape, generator=draw),
+        lambda self, x: self.linear(x) + torch.randn(x.shape, generator=NOISE),
         "interactions",
         "do without the cache",
     ),
@@ -182,7 +180,7 @@ CASES = {
     "what trains, by another way": Case(
         hot_smuggled, "no_prefix", "freeze what comes first", smuggling
     ),
-}  # fmt: skip
+}
 
 
 def build(case: Case) -> Model:
@@ -190,7 +188,9 @@ def build(case: Case) -> Model:
     return Model(frozen, case.between)
 
 
-def refused(model: nn.Module, plan: FreezePlan, *args: Any, **kwargs: Any) -> CacheRefusedError:  # noqa: ANN401
+def refused(
+    model: nn.Module, plan: FreezePlan, *args: object, **kwargs: object
+) -> CacheRefusedError:
     """Returns the error of a first pass, and checks that nothing was left behind."""
     applied = plan.apply(model)
     before = [(module, dict(vars(module))) for module in model.modules()]
@@ -296,7 +296,7 @@ def test_a_model_that_takes_one_size_only_is_refused() -> None:
 
 
 def test_frozen_in_train_mode_runs_where_nothing_is_random() -> None:
-    """Without dropout or norms, frozen_mode='train' changes no value, and nothing is refused."""
+    """Without dropout or norms, frozen_mode='train' changes no value: nothing to refuse."""
     model = Model(nn.Linear(6, 6))
     with ActivationCache(FreezePlan().freeze("frozen", frozen_mode="train").apply(model)) as cache:
         batch = torch.randn(8, 6)
