@@ -18,6 +18,7 @@ _SIMPLE = (
     nn.Linear, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
 """Modules that hold nothing of their own that anyone changes."""
+_GROUPS = (list, tuple, set, dict)
 _GONE = object()
 
 
@@ -28,6 +29,7 @@ class State:
         """Remembers what some modules hold, by path."""
         self._places: list[tuple[str, dict[str, Any], list[str], list[Any]]] = []
         self._lists: list[tuple[str, Any, list[Any]]] = []
+        self._mixed: list[tuple[str, dict[str, Any], str, object]] = []
         seen: set[int] = set()
         for path, module in named:
             if type(module) not in _SIMPLE:
@@ -47,7 +49,10 @@ class State:
                 continue
             elif id(value) in seen or isinstance(value, type):
                 pass
-            elif isinstance(value, list | tuple | set | dict):
+            elif isinstance(value, _GROUPS) and any(map(_is_tensor, _members(value))):
+                self._mixed.append((place, held, name, _bare(value)))
+                continue  # As with tensors by themselves: whoever reads them is seen.
+            elif isinstance(value, _GROUPS):
                 seen.add(id(value))
                 self._lists.append((place, value, [*_members(value)]))
             elif isinstance(value, np.ndarray):
@@ -64,17 +69,24 @@ class State:
         """Returns whether nothing has changed."""
         try:
             same = [getter(held) for getter, held in self._getters] == self._values
-        except (KeyError, ValueError):  # An array has no truth.
+        except Exception:  # No longer there, or something that cannot be compared.
             return False
-        return same and all(_same(value, members) for _, value, members in self._lists)
+        return (
+            same
+            and all(_same(value, members) for _, value, members in self._lists)
+            and not any(_unlike(_bare(held.get(name)), bare) for _, held, name, bare in self._mixed)
+        )
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
         for path, held, names, values in self._places:
             for name, before in zip(names, values, strict=True):
                 value = held.get(name, _GONE)
-                if value is not before and value != before:
+                if _unlike(value, before):
                     return f"{path}.{name}" if path else name
+        for text, held, name, bare in self._mixed:
+            if _unlike(_bare(held.get(name)), bare):
+                return text
         return next((text for text, value, some in self._lists if not _same(value, some)), "")
 
 
@@ -113,6 +125,25 @@ class Surroundings:
 
     def _forwards_now(self) -> list[Any]:
         return [*map(dict.get, self._own, repeat("forward"))]
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _bare(value: object) -> object:
+    """Returns what is in a list or the like beside tensors."""
+    if not isinstance(value, _GROUPS):
+        return value
+    return [None if _is_tensor(each) else each for each in _members(value)]
+
+
+def _unlike(value: object, before: object) -> bool:
+    """Returns whether two values differ; those that cannot be compared do."""
+    try:
+        return value is not before and bool(value != before)
+    except Exception:
+        return True
 
 
 def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
