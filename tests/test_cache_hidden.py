@@ -19,6 +19,8 @@ pytestmark = [
 
 WIDTH = 6
 DATA = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(3))
+BOX: dict[str, float] = {"twice": False, "scale": 1.0}
+"""What no cache knows of."""
 MORE = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(4))
 
 
@@ -67,6 +69,11 @@ def linear(self: Lower, x: torch.Tensor) -> torch.Tensor:
 
 def ordinary(self: Whole, x: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor = self.head(self.upper(self.lower(x)))
+    return found
+
+
+def lower_only(self: Whole, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = self.head(self.lower(x).float())
     return found
 
 
@@ -151,7 +158,12 @@ def turns_off(self: Whole, x: torch.Tensor) -> torch.Tensor:
     """Goes another way now and then, after a norm that keeps statistics."""
     y = self.lower(x)
     z = self.norm(self.head(x))
-    return self.head(self.lower(y) if y.max() > 0.93 else y) + z
+    return self.head(self.lower(y) if BOX["twice"] else y) + z
+
+
+def told_elsewhere(self: Whole, x: torch.Tensor, scale: float) -> torch.Tensor:
+    BOX["scale"] = scale
+    return self.head(self.lower(x))
 
 
 # --- out of it -----------------------------------------------------------------------------------
@@ -235,9 +247,32 @@ def scaled(self: Lower, x: torch.Tensor, scale: float = 1.0, shift: float = 0.0)
     return found
 
 
-def centered(self: Lower, x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = self.linear(x - x.mean(0))
+def shifted(self: Lower, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = self.linear(x - x.roll(1, 0))
     return found
+
+
+def from_elsewhere(self: Lower, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = self.linear(x) * BOX["scale"]
+    return found
+
+
+def normed(self: Lower, x: torch.Tensor) -> torch.Tensor:
+    """Is float32 in autocast too."""
+    return nn.functional.layer_norm(self.linear(x).float(), (WIDTH,)).float()
+
+
+def turning(run: Run) -> None:
+    BOX["twice"] = False
+    for index, batch in enumerate(repeated()):
+        BOX["twice"] = index in (3, 6)
+        run.step(batch)
+
+
+def casting(run: Run) -> None:
+    for index, batch in enumerate(repeated()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=index // 2 % 2 == 0):
+            run.call(batch)
 
 
 def numbers(run: Run) -> None:
@@ -257,14 +292,16 @@ WAYS = {
     "an enumeration": Way(told, steps(*repeated(Kind.ONE, Kind.TWO)), scaled, answers=None),
     "a number": Way(told, steps(*repeated(1.0, 2.0)), scaled, answers=None),
     "true and one": Way(told, steps(*repeated(1, True)), scaled, answers=None),
+    "a number, kept elsewhere": Way(told_elsewhere, steps(*repeated(1.0, 2.0)), from_elsewhere),
+    "another precision": Way(lower_only, casting, normed),
     "a setting": Way(with_settings, setting, answers=None),
     "names of arguments": Way(with_numbers, steps(*repeated()), scaled),
     "parts of one result": Way(with_halves, steps(*repeated())),
     "a number of calls": Way(calls_differ, numbers, answers=False),
-    "another way now and then": Way(turns_off, steps(*repeated())),
-    "one row first": Way(ordinary, steps((DATA[:1],), *repeated()), centered, answers=False),
+    "another way now and then": Way(turns_off, turning),
+    "one row first": Way(ordinary, steps((DATA[:1],), *repeated()), shifted, answers=False),
     "equal rows first": Way(
-        ordinary, steps((DATA[:1].repeat(8, 1),), *repeated()), centered, answers=False
+        ordinary, steps((DATA[:1].repeat(8, 1),), *repeated()), shifted, answers=False
     ),
     "out, as an attribute": Way(shows, shown),
     "out, in a list": Way(shows_in_a_list, shown),
