@@ -138,7 +138,7 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     mask = None if layout.mask is None else leaves[layout.mask]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
-        marks = mask.numpy(force=True)
+        marks = _array(mask)
         lengths = marks.sum(1, dtype=np.int64)
         if (marks == _prefixes(lengths, length)).all():
             return Batch(leaves, layout, size, length, torch.from_numpy(lengths))
@@ -167,7 +167,7 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
     """
     ends = None
     if batch.lengths is not None:
-        ends = batch.lengths.numpy(force=True)[:, None] * _weights(1)
+        ends = _array(batch.lengths)[:, None] * _weights(1)
     sums: Words | int = 0
     for at in roots:
         part = ends if at == batch.layout.mask else None
@@ -186,7 +186,8 @@ def _row_sums(batch: Batch, at: int, ends: Words | None) -> Words:
     if not rows:
         sums = _words(digest(leaf))
     elif follows and batch.lengths is not None and ends is not None:
-        sums = ends + _weighed(_unpadded(_as_integers(leaf), batch.lengths))
+        kept = _array(batch.leaves[batch.layout.mask or 0])
+        sums = ends + _weighed(_unpadded(_as_integers(leaf), kept, batch.lengths))
     elif batch.size and leaf[0].nbytes >= _LARGE:
         sums = np.concatenate([_words(digest(row)) for row in leaf])
     else:
@@ -201,15 +202,15 @@ def _weighed(words: Words) -> Words:
     return sums
 
 
-def _unpadded(words: Words, lengths: torch.Tensor) -> Words:
+def _unpadded(words: Words, mask: Words, lengths: torch.Tensor) -> Words:
     """Returns words (B, length, ...) less what stands in the padding, if it is the same there."""
-    ends, length = lengths.numpy(force=True), words.shape[1]
-    beyond = ~_prefixes(ends, length).reshape(*words.shape[:2], *[1] * (words.ndim - 2))
-    padding = words * beyond
-    if not padding.any():
+    marks = mask.reshape(*mask.shape, *[1] * (words.ndim - 2))
+    kept: Words = words * marks
+    if not (kept != words).any():
         return words
-    first = words[np.arange(len(words)), np.minimum(ends, length - 1)][:, None]
-    less: Words = words - first * beyond
+    last = np.minimum(_array(lengths), words.shape[1] - 1)
+    first = words[np.arange(len(words)), last][:, None]
+    less: Words = words - first * (1 - marks.astype(np.int64))
     return less
 
 
@@ -229,7 +230,12 @@ def _as_integers(leaf: torch.Tensor) -> Words:
         kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32}
         leaf = leaf.resolve_conj().resolve_neg().contiguous()
         leaf = leaf.view(kinds.get(leaf.element_size(), torch.int32))
-    words: Words = leaf.to(torch.int64).numpy(force=True)
+    return _array(leaf.to(torch.int64))
+
+
+def _array(tensor: torch.Tensor) -> Words:
+    """Returns integers as an array; nothing is copied that is on the CPU."""
+    words: Words = tensor.numpy() if tensor.is_cpu else tensor.cpu().numpy()
     return words
 
 

@@ -372,7 +372,8 @@ class ActivationCache:
             else:
                 if due:
                     self._compare(way, rows, alone, values)
-                replay = Replay(way.program, way.modules, values, (batch.size, batch.length))
+                sizes = (batch.size, batch.length)
+                replay = Replay(way.program, way.modules, values, sizes, holes=way.holes)
                 with replay.following():
                     result = run()
         except Diverged:
@@ -382,9 +383,11 @@ class ActivationCache:
                     held[name].data.copy_(buffer)
             result, values = run(), None
         seconds = time.perf_counter() - start
-        if values is None:
+        if self._fills:
+            self._record.fill(batch.size, seconds)
+        elif values is None:
             self._record.miss(batch.size, seconds)
-            if not self._fills and self._turns.missed(batch.size):
+            if self._turns.missed(batch.size):
                 self._ways.forget()
         else:
             self._record.hit(batch.size, seconds)

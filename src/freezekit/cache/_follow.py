@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -13,6 +13,12 @@ from ._program import Action, Dim, Hole, Program, Slot
 from ._trace import LOOKS, Source, flattened, function_name
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))
+
+
+_MOST_HOLES = 1024
+
+Holes: TypeAlias = dict[tuple[Source, int | None, int | None], torch.Tensor]
+"""Tensors for outputs that nothing reads, by output, rows and length of the batch."""
 
 
 class Diverged(BaseException):
@@ -190,6 +196,7 @@ class Replay(_Follow):
         values: Sequence[torch.Tensor],
         sizes: tuple[int, int | None],
         filling: float = 0.0,
+        holes: Holes | None = None,
     ) -> None:
         """Prepares a pass.
 
@@ -199,22 +206,23 @@ class Replay(_Follow):
             values: for each tap its tensor.
             sizes: rows of the batch, and its length where lengths vary.
             filling: what outputs are filled with that nothing should read.
+            holes: keeps those outputs for other passes.
         """
         super().__init__(program, modules)
         self._values = values
         self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
         self._filling = filling
-        self._fillings: dict[tuple[object, ...], torch.Tensor] = {}
+        self._holes = {} if holes is None else holes
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
-        leaves = [
-            self._values[place.tap]
-            if isinstance(place, Slot)
-            else self._empty(place)
-            if isinstance(place, Hole)
-            else place.fresh()
-            for place in action.leaves
-        ]
+        leaves = []
+        for number, place in enumerate(action.leaves):
+            if isinstance(place, Slot):
+                leaves.append(self._values[place.tap])
+            elif isinstance(place, Hole):
+                leaves.append(self._hole(place, (action.at, number)))
+            else:
+                leaves.append(place.fresh())
         assert action.spec is not None
         if len(leaves) == 1 and action.spec.is_leaf():
             return leaves[0], leaves
@@ -223,13 +231,19 @@ class Replay(_Follow):
     def _diverge(self) -> None:
         raise Diverged
 
+    def _hole(self, hole: Hole, source: Source) -> torch.Tensor:
+        """Returns a tensor of some shape that takes no memory, the same in many passes."""
+        key = (source, self._sizes["B"], self._sizes["L"])
+        known = self._holes.get(key)
+        if known is None or known.requires_grad or known._version:
+            if len(self._holes) > _MOST_HOLES:
+                self._holes.clear()
+            known = self._holes[key] = self._empty(hole)
+        return known
+
     def _empty(self, hole: Hole) -> torch.Tensor:
-        """Returns a tensor of some shape that takes no memory."""
-        one = self._fillings.get(hole[1:])
-        if one is None:
-            filling: float = self._filling
-            if filling and not hole.dtype.is_floating_point:
-                filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
-            one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
-            self._fillings[hole[1:]] = one
+        filling: float = self._filling
+        if filling and not hole.dtype.is_floating_point:
+            filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
+        one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
         return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]

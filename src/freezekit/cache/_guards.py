@@ -1,6 +1,6 @@
 """Whether what is stored still is what the model would compute."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -24,12 +24,22 @@ class Validity:
     A change in place is seen by a tensor's version, which writing through `.data` passes by.
     """
 
-    def __init__(self, entry: torch.nn.Module, program: Program) -> None:
-        """Remembers all that has a part in what a program stores."""
+    def __init__(
+        self, entry: torch.nn.Module, program: Program, known: Sequence[torch.nn.Module]
+    ) -> None:
+        """Remembers all that has a part in what a program stores.
+
+        Args:
+            entry: the module whose calls are passes.
+            program: what is stored.
+            known: the modules whose modes `holds` is told.
+        """
         modules = [entry.get_submodule(path) for path in program.modules]
         below = {id(each): each for module in modules for each in module.modules()}
         self._modules = [*below.values()]
         self._modes = [module.training for module in self._modules]
+        self._told = below.keys() <= {*map(id, known)}
+        self._right: set[bytes] = set()
         found = [*_seen(below.values())]
         for _, path, name in program.tensors:
             module = entry.get_submodule(path)
@@ -48,19 +58,32 @@ class Validity:
         self._state = State(entry.named_modules())
         self._surroundings = Surroundings(below.values())
 
-    def holds(self) -> bool:
-        """Returns whether nothing has changed, and nothing of it trains."""
+    def holds(self, modes: bytes) -> bool:
+        """Returns whether nothing has changed, and nothing of it trains.
+
+        Args:
+            modes: those of the known modules.
+        """
         tensors = self._tensors
         return (
             all(map(is_, map(dict.get, self._tables, self._names), tensors))
             and [each._version for each in tensors] == self._versions
             and [each.data_ptr() for each in tensors] == self._places
             and True not in [each.requires_grad for each in tensors]
-            and [module.training for module in self._modules] == self._modes
+            and self._is_right(modes)
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()
         )
+
+    def _is_right(self, modes: bytes) -> bool:
+        """Returns whether the modules are in the mode they were in."""
+        if self._told and modes in self._right:
+            return True
+        if [module.training for module in self._modules] != self._modes:
+            return False
+        self._right.add(modes)
+        return True
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields the tensors that matter, in order."""

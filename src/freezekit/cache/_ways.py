@@ -16,6 +16,7 @@ from .._apply import AppliedPlan
 from .._digest import digest
 from ._batch import Batch
 from ._filling import distinct, joined, part
+from ._follow import Holes
 from ._guards import Validity
 from ._learning import learn
 from ._patches import Forward
@@ -44,6 +45,7 @@ class Way:
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
         behind: those of earlier phases, from whose taps this one's can be computed.
+        holes: what stands for what is not computed, by what it stands for and the batch's sizes.
         checked: whether a row of a real batch was computed again and compared.
         look: learns the ways ahead; None once it has.
     """
@@ -56,6 +58,7 @@ class Way:
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
     behind: list[Way] = field(default_factory=list)
+    holes: Holes = field(default_factory=dict)
     checked: bool = False
     look: Callable[[], None] | None = None
 
@@ -125,7 +128,7 @@ class Ways:
         key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
         if key in self._known:
             way = self._known[key]
-            if way is None or self._still(way):
+            if way is None or self._still(way, modes):
                 return way, batch
         elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
             return None, batch
@@ -165,7 +168,6 @@ class Ways:
         Returns:
             How many bytes are expected with what is left.
         """
-
         self.look(way)
 
         def needed() -> int:
@@ -178,7 +180,8 @@ class Ways:
 
     def others(self, way: Way) -> Iterator[Way]:
         """Yields the valid ways whose values are of use for another, the nearest first."""
-        yield from (other for other in (*way.ahead, *way.behind) if self._is_valid(other))
+        modes = self._modes()
+        yield from (other for other in (*way.ahead, *way.behind) if self._is_valid(other, modes))
 
     def _modes(self) -> bytes:
         """Returns the mode of each module."""
@@ -220,7 +223,7 @@ class Ways:
             seen.add(hot)
             other = self._proven.get((hot, way.setting))
             try:
-                if other is None or not self._is_valid(other):
+                if other is None or not self._is_valid(other, self._modes()):
                     other = self._prepared(forward, batch, precision, hot)
             except CacheRefusedError:
                 continue  # It says so when that phase begins.
@@ -244,7 +247,7 @@ class Ways:
         paths = (frozenset(hot_paths), frozenset(weighty))
         watched = Pass(entry, run, hot, *paths, self._boundary)
         program, trims = learn(watched, batch)
-        validity = Validity(entry, program)
+        validity = Validity(entry, program, self._modules)
         setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
         contents = self._contents(validity) if self._durable else ()
         full = [precision, *_plain(batch), *contents]
@@ -284,17 +287,17 @@ class Ways:
                 known = self._digests[id(tensor)] = (*state, digest(tensor))
             yield known[2].hex()
 
-    def _still(self, way: Way) -> bool:
+    def _still(self, way: Way, modes: bytes) -> bool:
         """Returns whether a way is valid, and drops what is stored if not."""
-        valid = self._is_valid(way)
+        valid = self._is_valid(way, modes)
         if not valid:
             self._sweep()
         return valid
 
-    def _is_valid(self, way: Way) -> bool:
+    def _is_valid(self, way: Way, modes: bytes) -> bool:
         """Returns whether what is stored for a way still is what the model would compute."""
         checks = [self._valid.get(tap.name) for tap in way.program.taps]
-        return all(each is not None and each.holds() for each in {*checks})
+        return all(each is not None and each.holds(modes) for each in {*checks})
 
     def forget(self) -> None:
         """Lets go of all that is stored; what is in a folder stays there."""
@@ -305,7 +308,8 @@ class Ways:
 
         In a folder it stays: its name says of what weights it is, and another run has those.
         """
-        verdicts = {each: each.holds() for each in {*self._valid.values()}}
+        modes = self._modes()
+        verdicts = {each: each.holds(modes) for each in {*self._valid.values()}}
         gone = [name for name, validity in self._valid.items() if not verdicts[validity]]
         self._store.forget(gone)
         for name in gone:
