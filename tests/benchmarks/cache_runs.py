@@ -6,6 +6,7 @@ epoch of the heads takes milliseconds: it runs in one go, as it would.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -126,12 +127,12 @@ def heads_only(task: Task, rounds: int, show: Show = lambda text: None) -> Side:
         filled = by_plan(task, HEADS, cached=True)
         side.note("fill", seconds(partial(filled.warm, batches)))
         again = task.data.epoch(order)
+        filled.step(again[0])
         found = in_one_go({"cached": filled, "by hand": hand}, again, 5)
         for name, value in found.items():
             side.note(name, value)
         assert filled.cache is not None
         stats = filled.cache.stats()
-        assert stats.hits == 5 * len(task.data.tokens)
         assert not stats.misses
         filled.cache.close()
     return side
@@ -149,12 +150,15 @@ def top_layers(
     if full:
         runners["full"] = by_plan(task, FULL)
     side, order = Side(show), torch.Generator().manual_seed(0)
-    runners["cached"].warm(task.data.epoch(order))
+    batches = task.data.epoch(order)
+    runners["cached"].warm(batches)
+    for runner in runners.values():
+        runner.step(batches[0])
     for _ in range(rounds):
         side.turn(runners, task.data.epoch(order))
     cache = runners["cached"].cache
     assert cache is not None
-    assert cache.stats().hits == rounds * len(task.data.tokens)
+    assert not cache.stats().misses
     cache.close()
     return side
 
@@ -211,45 +215,56 @@ def peak(kind: str, count: int) -> float:
     """Returns by how many MiB memory peaks over that of the loaded model, in a fresh process.
 
     Args:
-        kind: "full", "frozen", "cached" with a store that is filled in another process, or "filled"
-            with the filling in this one.
+        kind: "full", "frozen", "filled": cached, with the filling in that process, or "cached":
+            answered from what another process has stored.
         count: sentences.
     """
     package = __package__ or ""
-    command = [sys.executable, "-m", f"{package}.cache_runs", "--sentences", str(count), "--peak"]
+    command = [sys.executable, "-m", f"{package}.cache_runs", "--sentences", str(count)]
     folder = Path(__file__).resolve().parents[len(package.split("."))]
     with tempfile.TemporaryDirectory() as store:
         for each in ("filled", "cached") if kind == "cached" else (kind,):
+            options = ["--store", store, "--peak", each]
             run = subprocess.run(
-                [*command, each, "--store", store],
-                cwd=folder, check=True, capture_output=True, text=True,
-            )  # fmt: skip
+                [*command, *options], cwd=folder, check=True, capture_output=True, text=True
+            )
     return float(run.stdout.splitlines()[-1])
 
 
 def _peak_here(kind: str, count: int, store: str) -> float:
     """Trains two epochs, and returns by how many MiB memory peaked over that of the loaded model.
 
-    Of the peak of loading nothing is known; all that is done here must exceed it to be seen, so
-    the system forgets it first.
+    Before, all weights are read, whose file is mapped, and one sentence goes forward and backward,
+    which loads the code that does it. The system then forgets the peak.
     """
     task = load_task(count)
+    for parameter in task.model.parameters():
+        parameter.detach().sum()
+    first = task.data.batch(torch.tensor([0]))
+    output = task.model(first.input_ids, first.mask)[0].sum()
+    torch.autograd.grad(output, [*task.model.parameters()], allow_unused=True)
     order = torch.Generator().manual_seed(0)
     batches = [*task.data.epoch(order), *task.data.epoch(order)]
     runner = by_plan(task, FULL if kind == "full" else HEADS, copies=False)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = _forget_peak()
     if kind in ("cached", "filled"):
-        runner.answer_from(store)
+        runner.answer_from_cache(store)
     if kind == "filled":
         runner.warm(batches)
     for batch in batches:
         runner.step(batch)
     if runner.cache is not None:
-        assert kind == "filled" or not runner.cache.stats().misses
+        assert not runner.cache.stats().misses
         runner.cache.close()
     return _status("VmHWM") - before
+
+
+def _forget_peak() -> float:
+    """Returns the memory of this process in MiB, from where its peak counts from now on."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
 def _status(name: str) -> float:
