@@ -50,6 +50,10 @@ class Run(NamedTuple):
         self.note([*self.model.parameters(), *self.model.buffers()])
 
 
+class UnfitError(Exception):
+    """A run fails without a cache too."""
+
+
 class Verdict(NamedTuple):
     """What a trial came to.
 
@@ -128,7 +132,10 @@ def trial(
         run = Run(model, applied, optimizer, [])
         torch.manual_seed(1)
         if not cached:
-            drive(run)
+            try:
+                drive(run)
+            except RuntimeError as error:
+                raise UnfitError from error
         else:
             with ActivationCache(applied, **options) as cache:
                 try:

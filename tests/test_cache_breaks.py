@@ -1,9 +1,10 @@
-"""Ways to break a cache that have nothing to do with its files: none of them gives a wrong value."""
+"""Ways to break a cache that do not touch its files: none of them gives a wrong value."""
 
 import copy
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,7 +205,7 @@ def test_a_change_back_and_forth_is_seen() -> None:
 
 
 def test_a_frozen_module_in_train_mode_is_computed() -> None:
-    """Dropout that is switched on by hand works as ever, draw for draw; after it, rows hit again."""
+    """Dropout that is switched on by hand works as ever, draw for draw; after it, rows hit."""
 
     def drive(run: Run) -> None:
         train(run, 2)
@@ -248,7 +249,7 @@ def test_a_mode_or_a_gradient_that_decides_is_right() -> None:
     """A model that computes otherwise in training, or with gradients, has rows for each."""
 
     class Moody(Reader):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> dict[str, torch.Tensor]:
             self.scale = 1.0
             extra = torch.ones(1) * (2.0 * self.training + torch.is_grad_enabled())
             return super().forward(*args, extra=extra, **kwargs)
@@ -301,29 +302,48 @@ VARIED: dict[str, Callable[[dict[str, Any]], Batch]] = {
     "other labels": lambda b: b | {"labels": (b["labels"] + 1) % 3},
     "no labels": lambda b: {key: value for key, value in b.items() if key != "labels"},
     "left padding": lambda b: b | {key: b[key].flip(1) for key in ("input_ids", "attention_mask")},
-    "another mask over the same ids": lambda b: b
-    | {"attention_mask": torch.ones_like(b["attention_mask"])},
-    "holes in the mask": lambda b: b
-    | {"attention_mask": b["attention_mask"] * (torch.arange(b["attention_mask"].shape[1]) != 1)},
-    "an empty row": lambda b: b
-    | {"attention_mask": b["attention_mask"] * (torch.arange(len(b["labels"])) != 2).unsqueeze(1)},
-    "other padding": lambda b: b
-    | {"input_ids": b["input_ids"] + 7 * (1 - b["attention_mask"])},
-    "padding that differs": lambda b: b
-    | {"input_ids": b["input_ids"] + torch.arange(b["input_ids"].shape[1]) * (1 - b["attention_mask"])},
-    "more padding": lambda b: b
-    | {key: nn.functional.pad(b[key], (0, 3)) for key in ("input_ids", "attention_mask")},
+    "another mask over the same ids": lambda b: (
+        b | {"attention_mask": torch.ones_like(b["attention_mask"])}
+    ),
+    "holes in the mask": lambda b: (
+        b
+        | {
+            "attention_mask": b["attention_mask"]
+            * (torch.arange(b["attention_mask"].shape[1]) != 1)
+        }
+    ),
+    "an empty row": lambda b: (
+        b
+        | {
+            "attention_mask": b["attention_mask"]
+            * (torch.arange(len(b["labels"])) != 2).unsqueeze(1)
+        }
+    ),
+    "other padding": lambda b: b | {"input_ids": b["input_ids"] + 7 * (1 - b["attention_mask"])},
+    "padding that differs": lambda b: (
+        b
+        | {
+            "input_ids": b["input_ids"]
+            + torch.arange(b["input_ids"].shape[1]) * (1 - b["attention_mask"])
+        }
+    ),
+    "more padding": lambda b: (
+        b | {key: nn.functional.pad(b[key], (0, 3)) for key in ("input_ids", "attention_mask")}
+    ),
     "strides": lambda b: b | {"input_ids": b["input_ids"].t().contiguous().t()},
     "positions": lambda b: (b["input_ids"], b["attention_mask"], b["labels"]),
     "booleans": lambda b: b | {"attention_mask": b["attention_mask"].bool()},
     "narrow ids": lambda b: b | {"input_ids": b["input_ids"].int()},
-    "one row": lambda b: {key: value[:1].repeat(2, *[1] * (value.dim() - 1)) for key, value in b.items()},
+    "one row": lambda b: {
+        key: value[:1].repeat(2, *[1] * (value.dim() - 1)) for key, value in b.items()
+    },
     "no row": lambda b: {key: value[:0] for key, value in b.items() if key != "labels"},
     "as many rows as places": lambda b: {
-        key: value.repeat(2, *[1] * (value.dim() - 1))[: b["input_ids"].shape[1]] for key, value in b.items()
+        key: value.repeat(2, *[1] * (value.dim() - 1))[: b["input_ids"].shape[1]]
+        for key, value in b.items()
     },
     "repeats": lambda b: {key: torch.cat([value, value]) for key, value in b.items()},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIED)
@@ -498,7 +518,7 @@ def test_copies_have_no_cache(copied: Callable[[nn.Module], nn.Module]) -> None:
         assert torch.allclose(found, model(**some)["scores"], atol=1e-6)
 
 
-def test_saved_weights_are_those_of_the_model(tmp_path: Any) -> None:
+def test_saved_weights_are_those_of_the_model(tmp_path: Path) -> None:
     """What `state_dict` holds has the names and values it has without a cache."""
     model, applied = made()
     names = [*model.state_dict()]
@@ -533,7 +553,7 @@ def test_the_users_own_changes_of_outputs_stay_theirs() -> None:
     """An output that is changed in place, or kept and read later, is not that of the store."""
 
     class Showing(Reader):
-        def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
             self.shown = self.block(self.embed(input_ids))
             return self.shown, self.head(self.shown.mean(1))
 

@@ -1,7 +1,6 @@
 """Nineteen architectures from a store: the same outputs and gradients, and nothing frozen runs."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -71,10 +70,10 @@ class Pooled(nn.Module):
 class Watch:
     """Stands in for the forward of a module and notes its calls."""
 
-    def __init__(self, path: str, forward: Callable[..., Any], ran: list[str]) -> None:
+    def __init__(self, path: str, forward: Callable[..., object], ran: list[str]) -> None:
         self._path, self._forward, self._ran = path, forward, ran
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         self._ran.append(self._path)
         return self._forward(*args, **kwargs)
 
@@ -121,7 +120,7 @@ def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = ARCHITECTURES[name].inputs(6)
     gather = Tap.gather
 
-    def corrupted(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    def corrupted(*args: object, **kwargs: object) -> torch.Tensor | None:
         found = gather(*args, **kwargs)
         return None if found is None else found.flip(-1)
 

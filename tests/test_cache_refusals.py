@@ -8,7 +8,7 @@ import pytest
 import torch
 from cache_models import ARCHITECTURES, DECODER, text
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from freezekit import FreezekitError, FreezePlan
 from freezekit.cache import ActivationCache, CacheRefusedError
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Function = Callable[..., torch.Tensor]
 FROZEN = FreezePlan().freeze("frozen")
+NOISE = torch.Generator().manual_seed(0)
 
 
 class Frozen(nn.Module):
@@ -29,7 +30,7 @@ class Frozen(nn.Module):
         self.count = 0
         self.kept: Any = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         return self.function(self, *args, **kwargs)
 
 
@@ -42,7 +43,7 @@ class Model(nn.Module):
         self.head = nn.Linear(6, 6)
         self.between = between
 
-    def forward(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *more: object) -> torch.Tensor:
         if self.between is not None:
             return self.between(self, x, *more)
         scores: torch.Tensor = self.head(self.frozen(x))
@@ -122,15 +123,18 @@ def taking_out(self: Model, x: torch.Tensor) -> torch.Tensor:
 
 
 CASES = {
-    "dropout in train mode": Case(nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), "dropout", "eval mode"),
-    "norm in train mode": Case(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), "norm", "eval mode"),
+    "dropout in train mode": Case(
+        nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), "dropout", "eval mode"
+    ),
+    "norm in train mode": Case(
+        nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), "norm", "eval mode"
+    ),
     "dropout that ignores eval mode": Case(
-        lambda self, x: F.dropout(self.linear(x), 0.5), "random", "training=self.training"
+        lambda self, x: functional.dropout(self.linear(x), 0.5), "random", "training=self.training"
     ),
     "noise": Case(lambda self, x: self.linear(x) + torch.randn_like(x), "random", "boundary="),
     "noise from elsewhere": Case(
-        lambda self, x, draw=torch.Generator().manual_seed(0): self.linear(x)
-        + torch.randn(x.shape, generator=draw),
+        lambda self, x: self.linear(x) + torch.randn(x.shape, generator=NOISE),
         "interactions",
         "do without the cache",
     ),
@@ -143,7 +147,9 @@ CASES = {
     ),
     "all rows in a rare case": Case(gated, "interactions", "boundary="),
     "a place in the batch": Case(
-        lambda self, x: self.linear(x) + torch.arange(len(x)).unsqueeze(1), "interactions", "boundary="
+        lambda self, x: self.linear(x) + torch.arange(len(x)).unsqueeze(1),
+        "interactions",
+        "boundary=",
     ),
     "a place beyond the probes": Case(
         lambda self, x: self.linear(x) + (torch.arange(len(x)).unsqueeze(1) > 5),
@@ -159,14 +165,22 @@ CASES = {
     ),
     "a tensor that is kept": Case(keeping, "state", "return it"),
     "a branch": Case(branching, "control_flow", r"torch\.where"),
-    "a branch before": Case(lambda self, x: self.linear(x), "control_flow", r"torch\.where", branching_before),
+    "a branch before": Case(
+        lambda self, x: self.linear(x), "control_flow", r"torch\.where", branching_before
+    ),
     "a number of rows that are picked": Case(picking, "control_flow", r"torch\.where"),
     "a change of what it is given": Case(in_place, "in_place", "inplace=False"),
     "a tensor by another way": Case(keeping, "smuggled", "return it", taking_out),
-    "what trains, detached": Case(lambda self, x: self.linear(x), "no_prefix", "freeze what comes first", hot_before),
-    "what trains, as a number": Case(lambda self, x: self.linear(x), "no_prefix", "freeze what comes first", hot_value),
-    "what trains, by another way": Case(hot_smuggled, "no_prefix", "freeze what comes first", smuggling),
-}  # fmt: skip
+    "what trains, detached": Case(
+        lambda self, x: self.linear(x), "no_prefix", "freeze what comes first", hot_before
+    ),
+    "what trains, as a number": Case(
+        lambda self, x: self.linear(x), "no_prefix", "freeze what comes first", hot_value
+    ),
+    "what trains, by another way": Case(
+        hot_smuggled, "no_prefix", "freeze what comes first", smuggling
+    ),
+}
 
 
 def build(case: Case) -> Model:
@@ -174,7 +188,9 @@ def build(case: Case) -> Model:
     return Model(frozen, case.between)
 
 
-def refused(model: nn.Module, plan: FreezePlan, *args: Any, **kwargs: Any) -> CacheRefusedError:
+def refused(
+    model: nn.Module, plan: FreezePlan, *args: object, **kwargs: object
+) -> CacheRefusedError:
     """Returns the error of a first pass, and checks that nothing was left behind."""
     applied = plan.apply(model)
     before = [(module, dict(vars(module))) for module in model.modules()]
@@ -234,7 +250,8 @@ def test_hooks_on_frozen_modules_are_refused(kind: str) -> None:
     getattr(model.frozen[0], f"register_{kind}_hook")(spy)
     error = refused(model, FROZEN, torch.randn(8, 6))
     assert error.reason == "hooks"
-    assert "spy" in str(error) and "'frozen.0'" in str(error)
+    assert "spy" in str(error)
+    assert "'frozen.0'" in str(error)
 
 
 def test_compiled_frozen_modules_are_refused() -> None:
@@ -274,11 +291,12 @@ def test_a_model_that_takes_one_size_only_is_refused() -> None:
     model = Model(nn.Linear(6, 6), lambda self, x: self.head(self.frozen(x).view(8, 6)))
     error = refused(model, FROZEN, torch.randn(8, 6))
     assert error.reason == "probes"
-    assert "shape '[8, 6]'" in str(error) and isinstance(error.__cause__, RuntimeError)
+    assert "shape '[8, 6]'" in str(error)
+    assert isinstance(error.__cause__, RuntimeError)
 
 
 def test_frozen_in_train_mode_runs_where_nothing_is_random() -> None:
-    """Without dropout or norms, frozen_mode='train' changes no value: there is nothing to refuse."""
+    """Without dropout or norms, frozen_mode='train' changes no value: nothing to refuse."""
     model = Model(nn.Linear(6, 6))
     with ActivationCache(FreezePlan().freeze("frozen", frozen_mode="train").apply(model)) as cache:
         batch = torch.randn(8, 6)

@@ -110,7 +110,7 @@ class Rehearsal:
     def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns a tensor like another; without data it is on the CPU in place of `meta`."""
         if self._fake is None:
-            return tensor.detach()
+            return tensor.detach().clone()  # A model may write what it is given, or its weights.
         if tensor.is_meta:
             with self._fake:
                 size, stride = tensor.size(), tensor.stride()
@@ -251,9 +251,10 @@ class Record:
             self._calls.append(Call(row, self.call, self._watch.is_live(args)))
             self._stack.append(len(self._calls) - 1)
 
-    def _leave(self, module: torch.nn.Module, args: object, kwargs: object, output: object) -> None:
+    def _leave(self, module: torch.nn.Module, args: object, *rest: object) -> None:
         if id(module) not in self._rows:
             return
+        *kwargs, output = rest  # Where the call fails, torch leaves the keyword arguments out.
         call = self._calls[self._stack.pop()]
         call.fed |= self._watch.is_live(kwargs)
         for tensor in tensors(output):

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from threading import Lock, get_ident
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,13 +27,14 @@ from ._follow import Diverged, Recorder, Replay
 from ._identities import Identities, key_of, read_ids
 from ._learning import differs, untouched
 from ._patches import Forward
-from ._refusals import refuse
+from ._refusals import CacheRefusedError, refuse
 from ._stats import Record, Stats
 from ._store import Store
 from ._turns import Turns
 from ._ways import Way, Ways
 
 _MEMORY = 1 << 30
+_STRIKES = 8
 
 Call = Callable[[torch.nn.Module, Any], Any]
 
@@ -138,8 +140,15 @@ class ActivationCache:
             applied, module, self._store, boundary=boundary, durable=where is not None
         )
         self._identities = Identities()
+        if self._store.readonly:
+            warnings.warn(
+                f"another process writes to {folder}: this one reads what that one has stored, and "
+                "keeps what it computes itself in memory",
+                stacklevel=2,
+            )
         self._layouts: dict[Any, Layout] = {}
-        self._busy = False
+        self._lock = Lock()
+        self._thread: int | None = None
         self._collected: list[Batch] | None = None
         self._fills = False
         self._record = Record()
@@ -209,7 +218,7 @@ class ActivationCache:
         """
         pending: list[Batch] = []
         total = len(batches) if isinstance(batches, Sized) else None
-        with torch.no_grad(), _bar(batches, progress) as shown:
+        with torch.no_grad(), self._aside(), _bar(batches, progress) as shown:
             for batch in shown:
                 inputs = self._inputs(batch, forward or _call)
                 if total is not None and not self._record.misses and not pending:
@@ -232,8 +241,8 @@ class ActivationCache:
         if needed > self._memory:
             warnings.warn(
                 f"{batches * batch.size:,} rows take about {needed / 2**20:,.0f} MiB, and memory="
-                f"{self._memory:,} bytes hold {self._memory / needed:.0%} of them; the others are "
-                "computed each time: allow more, or name a folder=... for the rest",
+                f"{self._memory:,} bytes hold {self._memory / needed:.0%} of them; a batch with "
+                "one of the others is computed as a whole: allow more, or name a folder=...",
                 stacklevel=3,
             )
 
@@ -274,7 +283,7 @@ class ActivationCache:
             inputs = self._inputs(batch, forward or _call)
             if len(inputs) != 1:
                 raise FreezekitError(f"export: a batch makes {len(inputs)} passes; expected one")
-            with torch.no_grad():
+            with torch.no_grad(), self._aside():
                 self._fill(inputs, inputs[0].size)
                 way, read = self._ways.of(self._entry.forward, inputs[0])
                 values = None if way is None else self._values(way, read, self._keys(way, read))
@@ -283,6 +292,14 @@ class ActivationCache:
             used = {id(read.leaves[read.layout.labels.index(label)]) for label in way.roots}
             parts.append([*values, *_labels(batch, used, read.size)])
         return torch.utils.data.TensorDataset(*map(_stacked, zip(*parts, strict=True)))
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Leaves buffers and random generators as they were before the block."""
+        random = torch.get_rng_state()
+        with untouched(self._entry.module), torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+        torch.set_rng_state(random)
 
     def _inputs(self, batch: object, forward: Call) -> list[Batch]:
         """Returns what the entry is called with in a pass over a batch."""
@@ -317,7 +334,7 @@ class ActivationCache:
     def _answer(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Answers a call of the entry."""
         ids = None if self._key is None else kwargs.pop(self._key, None)
-        if self._busy or self._turns.over:
+        if self._thread == get_ident() or self._turns.over:
             return forward(*args, **kwargs)
         batch = self._read(forward, args, kwargs)
         if ids is not None:
@@ -329,15 +346,17 @@ class ActivationCache:
 
     def _pass(self, forward: Forward, batch: Batch, run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs a pass the best way there is."""
-        self._busy = True
-        try:
-            way, batch = self._ways.of(forward, batch)
-            if way is None:
-                return run()
-            self._ways.started = True
-            return self._go(way, batch, run)
-        finally:
-            self._busy = False
+        with self._lock:
+            self._thread = get_ident()
+            try:
+                way, batch = self._ways.of(forward, batch)
+                if way is None:
+                    return run()
+                result = self._go(way, batch, run)
+                self._ways.started = True
+                return result
+            finally:
+                self._thread = None
 
     def _read(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
         flat = [*args, *kwargs.values()]
@@ -356,24 +375,27 @@ class ActivationCache:
         before = [held[name].clone() for held, name in way.moving]
         keys = self._keys(way, batch)
         values = self._values(way, batch, keys)
+        if values is None and self._store.readonly and self._turns.may_look():
+            self._store.refresh()
+            values = self._values(way, batch, keys)
         if values is not None and self._fills:
             raise _Enough
         due = bool(self._audit) and (
             not way.checked or (values is not None and self._turns.is_due(batch.size, self._audit))
         )
-        rows = [batch.size - 1, 0] if values is None else [self._turns.row(batch.size)]
+        rows = [batch.size - 1 if values is None else self._turns.row(batch.size), 0]
         alone = self._alone(way, batch, rows) if due else {}
         try:
             if values is None:
                 result = self._computed(way, batch, keys, run)
                 stored = self._values(way, batch, keys) if due else None
                 if stored is not None:
-                    self._compare(way, rows, alone, stored)
+                    self._agrees(way, rows, alone, stored)
+            elif due and not self._agrees(way, rows, alone, values):
+                result, values = run(), None
             else:
-                if due:
-                    self._compare(way, rows, alone, values)
                 sizes = (batch.size, batch.length)
-                replay = Replay(way.program, way.modules, values, sizes, holes=way.holes)
+                replay = Replay(way.program, way.modules, values, sizes, way.holes)
                 with replay.following():
                     result = run()
         except Diverged:
@@ -382,25 +404,37 @@ class ActivationCache:
                 for (held, name), buffer in zip(way.moving, before, strict=True):
                     held[name].data.copy_(buffer)
             result, values = run(), None
+            self._strike(way)
+        else:
+            way.strikes = 0
         seconds = time.perf_counter() - start
-        if self._fills:
-            self._record.fill(batch.size, seconds)
-        elif values is None:
+        if values is None:
             self._record.miss(batch.size, seconds)
-            if self._turns.missed(batch.size):
+            if torch.is_grad_enabled() and not self._fills and self._turns.missed():
                 self._ways.forget()
         else:
             self._record.hit(batch.size, seconds)
-            self._turns.hit()
+            if torch.is_grad_enabled():
+                self._turns.hit()
         return result
+
+    def _strike(self, way: Way) -> None:
+        """Gives up a way that passes do not go, after some in a row."""
+        way.strikes += 1
+        if way.strikes == _STRIKES:
+            problem = (
+                f"the last {_STRIKES} passes went another way than those that were learned from: "
+                "what is computed depends on the values of the batch, or on a value outside"
+            )
+            self._ways.give_up(way, CacheRefusedError(problem, "control_flow"))
 
     def _keys(self, way: Way, batch: Batch) -> list[int]:
         roots = [batch.layout.labels.index(label) for label in way.roots]
-        if batch.ids is None:
-            return row_keys(batch, roots)
-        keys = [*map(key_of, batch.ids)]
-        if batch.is_small(roots):
-            self._identities.check(batch.ids, keys, row_keys(batch, roots))
+        if batch.ids is not None and not batch.is_small(roots):
+            return [*map(key_of, batch.ids)]
+        keys = row_keys(batch, roots)
+        if batch.ids is not None and (batch.layout.mask is None or batch.lengths is not None):
+            self._identities.check(batch.ids, keys)
         return keys
 
     def _values(self, way: Way, batch: Batch, keys: list[int]) -> list[torch.Tensor] | None:
@@ -476,7 +510,25 @@ class ActivationCache:
                 self._entry.forward(*args, **kwargs)
         except _Enough:
             pass
+        except Exception:  # so few rows are no batch for it: what was seen counts
+            pass
         return found
+
+    def _agrees(
+        self, way: Way, rows: list[int], alone: dict[int, torch.Tensor], values: list[torch.Tensor]
+    ) -> bool:
+        """Returns whether a way proves right on real rows; if not, does without it from now on.
+
+        Raises:
+            FreezekitError: it did before.
+            CacheRefusedError: nothing was answered yet.
+        """
+        try:
+            self._compare(way, rows, alone, values)
+        except CacheRefusedError as error:
+            self._ways.give_up(way, error)
+            return False
+        return True
 
     def _compare(
         self, way: Way, rows: list[int], alone: dict[int, torch.Tensor], values: list[torch.Tensor]

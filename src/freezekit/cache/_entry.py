@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..errors import FreezekitError
 from ._patches import Forward
@@ -53,7 +54,7 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Answers a call of the module."""
-        if self._answer is None or torch.compiler.is_compiling():
+        if self._answer is None or torch.compiler.is_compiling() or _is_rehearsed():
             return self.forward(*args, **kwargs)
         return self._answer(self.forward, args, kwargs)
 
@@ -75,7 +76,13 @@ class Entry:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.__signature__ = inspect.signature(type(self.module).forward)
+        self.__signature__ = inspect.signature(self.forward)
+
+
+def _is_rehearsed() -> bool:
+    """Returns whether a pass only is to show what it would do, on tensors without data."""
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(mode).__name__ == "FakeTensorMode" for mode in modes)
 
 
 def _with(signature: inspect.Signature, key: str | None) -> inspect.Signature:

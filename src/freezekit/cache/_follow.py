@@ -1,5 +1,6 @@
 """Follows a program through a pass: records what it stores, or leaves out what is stored."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._patches import Forward, patched
 from ._program import Action, Dim, Hole, Program, Slot
-from ._trace import LOOKS, Source, flattened, function_name
+from ._trace import CREATES, LOOKS, Source, flattened, function_name
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))
 
@@ -36,7 +37,9 @@ class _Follow(TorchFunctionMode):
         self._at = 0
         self._within = 0
         self._marks: dict[int, Source] = {}
+        self._holes: set[int] = set()
         self._kept: list[object] = []
+        self._watches = bool(program.functions)
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -46,7 +49,7 @@ class _Follow(TorchFunctionMode):
             Diverged: it went another way, and what was answered may be wrong.
         """
         with patched(self._modules, self._wrap):
-            if self._program.functions:
+            if self._watches:
                 with self:
                     yield
             else:
@@ -65,17 +68,29 @@ class _Follow(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        if self._within or self._at >= len(self._program.functions):
+        if self._within:
             return func(*args, **kwargs)
         given = self._given(args, kwargs)
         if not given or function_name(func) in LOOKS:
             return func(*args, **kwargs)
+        if self._at >= len(self._program.functions):
+            return self._beyond(func, args, kwargs)
         expected, action = self._program.functions[self._at]
         if expected != func:
             self._diverge()
             return func(*args, **kwargs)
         self._at += 1
         return self._act(action, given, lambda: func(*args, **kwargs))
+
+    def _beyond(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Runs a function that takes outputs of events after the last that matters."""
+        creates = function_name(func) in CREATES
+        taken = [*flattened((args[creates:], kwargs))]
+        if any(id(each) in self._holes for each in taken):
+            self._diverge()  # It reads what nothing read in the passes that were learned from.
+        return func(*args, **kwargs)
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Source, ...]:
         """Returns which outputs of events are among some arguments."""
@@ -195,8 +210,7 @@ class Replay(_Follow):
         modules: Sequence[tuple[str, torch.nn.Module]],
         values: Sequence[torch.Tensor],
         sizes: tuple[int, int | None],
-        filling: float = 0.0,
-        holes: Holes | None = None,
+        spare: Holes | None = None,
     ) -> None:
         """Prepares a pass.
 
@@ -205,14 +219,14 @@ class Replay(_Follow):
             modules: the modules of its calls, by path.
             values: for each tap its tensor.
             sizes: rows of the batch, and its length where lengths vary.
-            filling: what outputs are filled with that nothing should read.
-            holes: keeps those outputs for other passes.
+            spare: placeholders of other passes; those of this one are added.
         """
         super().__init__(program, modules)
         self._values = values
         self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
-        self._filling = filling
-        self._holes = {} if holes is None else holes
+        self._spare = {} if spare is None else spare
+        places = (place for action in program.actions for place in action.leaves)
+        self._watches = self._watches or any(isinstance(place, Hole) for place in places)
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
         leaves = []
@@ -232,18 +246,23 @@ class Replay(_Follow):
         raise Diverged
 
     def _hole(self, hole: Hole, source: Source) -> torch.Tensor:
-        """Returns a tensor of some shape that takes no memory, the same in many passes."""
+        """Returns a tensor of some shape that takes no memory, and that nothing may read."""
         key = (source, self._sizes["B"], self._sizes["L"])
-        known = self._holes.get(key)
+        known = self._spare.get(key)
         if known is None or known.requires_grad or known._version:
-            if len(self._holes) > _MOST_HOLES:
-                self._holes.clear()
-            known = self._holes[key] = self._empty(hole)
+            if len(self._spare) > _MOST_HOLES:
+                self._spare.clear()
+            known = self._spare[key] = self._empty(hole)
+        self._holes.add(id(known))
         return known
 
     def _empty(self, hole: Hole) -> torch.Tensor:
-        filling: float = self._filling
-        if filling and not hole.dtype.is_floating_point:
-            filling = hole.dtype is torch.bool or torch.iinfo(hole.dtype).max
-        one = torch.full((), filling, dtype=hole.dtype, device=hole.device)
+        one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
         return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
+
+
+def _filling(dtype: torch.dtype) -> float:
+    """Returns a value that shows, where something reads it all the same."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    return dtype is torch.bool or torch.iinfo(dtype).max

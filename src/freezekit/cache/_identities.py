@@ -67,22 +67,21 @@ class WithIds(Dataset[dict[str, Any]]):
 
 
 class Identities:
-    """Keys of rows from their ids, and what each row held the first time."""
+    """What the row of each id held the first time."""
 
     def __init__(self) -> None:
         """Knows no sample yet."""
-        self._contents: dict[int, int] = {}
+        self._contents: dict[Id, int] = {}
 
-    def check(self, ids: Sequence[Id], keys: Sequence[int], contents: Sequence[int]) -> None:
+    def check(self, ids: Sequence[Id], contents: Sequence[int]) -> None:
         """Raises if an id names other data than before.
 
         Args:
             ids: of the rows of a batch.
-            keys: made of them.
             contents: keys of what the rows hold.
         """
-        for value, key, content in zip(ids, keys, contents, strict=True):
-            if self._contents.setdefault(key, content) != content:
+        for value, content in zip(ids, contents, strict=True):
+            if self._contents.setdefault(value, content) != content:
                 raise FreezekitError(
                     f"id {value!r} names other data than before: ids must tell samples apart, "
                     "those of other splits too (WithIds(..., split=...)); inputs that change each "

@@ -162,7 +162,7 @@ def _proven(watched: Pass, probes: Probes, traces: list[Trace], *, functions: bo
         check_module(path, watched.entry.get_submodule(path))
     modules = [(path, watched.entry.get_submodule(path)) for path in program.calls]
     sizes = (len(_PROBES[2]), None if probes.lengths is None else probes.lengths[0])
-    replay = Replay(program, modules, _values(program, traces, probes), sizes, float("nan"))
+    replay = Replay(program, modules, _values(program, traces, probes), sizes)
     with _others(watched):
         leaves, real = _real(watched, probes, program.roots)
         try:

@@ -163,7 +163,7 @@ def has_stats(module: torch.nn.Module) -> bool:
 
 def is_plain(value: object) -> bool:
     """Returns whether a value is a tensor or one that says all of itself."""
-    return isinstance(value, (torch.Tensor, *_PLAIN)) or isinstance(value, functools.partial)
+    return isinstance(value, (torch.Tensor, functools.partial, *_PLAIN))
 
 
 def tensors_within(value: object) -> list[tuple[int, int]]:

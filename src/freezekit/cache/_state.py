@@ -5,6 +5,7 @@ from itertools import chain, repeat
 from operator import is_, itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -15,7 +16,7 @@ _OWN = frozenset(vars(nn.Module())) | {
 """What every module has, and no forward reads."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SIMPLE = (
-    nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
+    nn.Linear, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
 """Modules that hold nothing of their own that anyone changes."""
 _GONE = object()
@@ -42,27 +43,31 @@ class State:
             if name in _OWN or not isinstance(name, str) or name.startswith("__"):
                 continue
             if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype):
-                names.append(name)
-            elif id(value) in seen or isinstance(value, torch.Tensor | nn.Module | type):
+                pass
+            elif isinstance(value, torch.Tensor | nn.Module):
                 continue
+            elif id(value) in seen or isinstance(value, type):
+                pass
             elif isinstance(value, list | tuple | set | dict):
                 seen.add(id(value))
                 self._lists.append((place, value, [*_members(value)]))
+            elif isinstance(value, np.ndarray):
+                self._lists.append((place, value, [value.tobytes()]))
             elif depth and isinstance(getattr(value, "__dict__", None), dict):
                 seen.add(id(value))
                 self._read(place, vars(value), seen, depth - 1)
+            if not isinstance(value, torch.Tensor | nn.Module):
+                names.append(name)  # Another object may have been put in its place.
         if names:
             self._places.append((path, held, names, [held[name] for name in names]))
 
     def holds(self) -> bool:
         """Returns whether nothing has changed."""
         try:
-            values = [getter(held) for getter, held in self._getters]
-        except KeyError:
+            same = [getter(held) for getter, held in self._getters] == self._values
+        except (KeyError, ValueError):  # An array has no truth.
             return False
-        return values == self._values and all(
-            [_same(value, members) for _, value, members in self._lists]
-        )
+        return same and all(_same(value, members) for _, value, members in self._lists)
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
@@ -125,7 +130,9 @@ class Surroundings:
 
 
 def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    if isinstance(value, dict):
+    if isinstance(value, np.ndarray):
+        yield value.tobytes()
+    elif isinstance(value, dict):
         yield from value.keys()
         yield from value.values()
     else:
@@ -134,4 +141,6 @@ def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
 
 def _same(value: Any, members: list[Any]) -> bool:  # noqa: ANN401
     now = [*_members(value)]
+    if isinstance(value, np.ndarray):
+        return now == members
     return len(now) == len(members) and all(map(is_, now, members))

@@ -44,7 +44,6 @@ class Record:
         """Nothing yet."""
         self.hits = self.misses = 0
         self._answered = self._computed = 0.0
-        self._rows = 0
 
     def hit(self, rows: int, seconds: float) -> None:
         """Counts a pass that was answered."""
@@ -54,15 +53,10 @@ class Record:
     def miss(self, rows: int, seconds: float) -> None:
         """Counts a pass that was computed."""
         self.misses += rows
-        self.fill(rows, seconds)
-
-    def fill(self, rows: int, seconds: float) -> None:
-        """Counts rows that were computed before training asked for them."""
-        self._rows += rows
         self._computed += seconds
 
     def saved(self) -> float:
         """Returns how many seconds longer the answered rows would have taken."""
-        if not self._rows:
+        if not self.misses:
             return 0.0
-        return max(0.0, self.hits * self._computed / self._rows - self._answered)
+        return max(0.0, self.hits * self._computed / self.misses - self._answered)

@@ -108,7 +108,7 @@ class Store:
             raise FreezekitError(f"{name!r} cannot name a tap: give hexadecimal digits")
         known = self._taps.get(name)
         if known is None:
-            stored = self._stored(dtype)
+            stored = self.stored_dtype(dtype)
             known = self._taps[name] = Tap(self._shared, name, tuple(row_shape), dtype, stored)
         if (known.row_shape, known.dtype) != (tuple(row_shape), dtype):
             raise FreezekitError(
@@ -160,7 +160,8 @@ class Store:
             for tap in self._taps.values():
                 tap.clear()
 
-    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+    def stored_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns the type in which rows of a type are stored."""
         smaller = self._dtype is not None and self._dtype.itemsize < dtype.itemsize
         return self._dtype if self._dtype and smaller and dtype.is_floating_point else dtype
 

@@ -25,17 +25,21 @@ from ._refusals import (
 Source = tuple[int, int]
 """An output of an event: the number of the event, and of the leaf among its outputs."""
 
-LOOKS = frozenset(
-    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous "
-    "element_size __len__ get_device storage_offset is_signed is_inference data_ptr __hash__ "
-    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn itemsize nbytes names "
-    "is_nested is_sparse is_quantized is_meta is_mps is_xpu is_cpu _version output_nr "
-    "is_sparse_csr is_mkldnn has_names is_conj is_neg dim_order retains_grad _is_view is_tensor "
-    "is_same_size result_type is_shared is_pinned".split()
-)
+LOOKS = frozenset((
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point",
+    "is_complex", "is_contiguous", "element_size", "__len__", "get_device", "storage_offset",
+    "is_signed", "is_inference", "data_ptr", "__hash__", "shape", "dtype", "device", "ndim",
+    "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "itemsize", "nbytes", "names",
+    "is_nested", "is_sparse", "is_quantized", "is_meta", "is_mps", "is_xpu", "is_cpu",
+    "_version", "output_nr", "is_sparse_csr", "is_mkldnn", "has_names", "is_conj", "is_neg",
+    "dim_order", "retains_grad", "_is_view", "is_tensor", "is_same_size", "result_type",
+    "is_shared", "is_pinned",
+))  # fmt: skip
 """What reads of a tensor its form only."""
 
-_SHAPED = frozenset("nonzero argwhere unique unique_consecutive unique_dim masked_select".split())
+_SHAPED = frozenset((
+    "nonzero", "argwhere", "unique", "unique_consecutive", "unique_dim", "masked_select",
+))  # fmt: skip
 """What gives tensors whose form depends on values: whatever follows may depend on it."""
 
 _COUNTS = ("histc", "bincount")
@@ -44,10 +48,11 @@ _COUNTS = ("histc", "bincount")
 _PICKS = (torch.bool, torch.uint8)
 """What picks some elements where it is an index."""
 
-_CREATES = frozenset(
-    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros "
-    "new_ones new_empty new_full new_empty_strided new_tensor".split()
-)
+CREATES = frozenset((
+    "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
+    "new_tensor",
+))  # fmt: skip
 """What reads of its first argument its form only."""
 
 _HEAVY = (
@@ -212,6 +217,10 @@ class Trace(TorchFunctionMode):
                 roots=frozenset((at,)), origin=("argument", layout.labels[at])
             )
 
+        self._held = [*_held(watched.entry)]
+        before = set() if first is None else {id(each) for each in first._held}
+        self._stale = set() if first is None else {id(each) for each in self._held} - before
+
     def run(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401
         """Runs the pass and returns what it returns."""
         modules = dict(self._watched.entry.named_modules())
@@ -253,7 +262,15 @@ class Trace(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         name = function_name(func)
-        if name in LOOKS or self._looking:
+        if self._looking:
+            return func(*args, **kwargs)
+        if self._stale and any(id(each) in self._stale for each in flattened((args, kwargs))):
+            refuse(
+                "state",
+                f"a pass reads ({name}) a tensor that the pass before has left behind on a module",
+                "let each pass compute it anew, or do without the cache",
+            )
+        if name in LOOKS:
             return func(*args, **kwargs)
         flat = [*flattened((args, kwargs))]
         tensors = [each for each in flat if _is_tensor(each)]
@@ -269,7 +286,7 @@ class Trace(TorchFunctionMode):
             for tensor, version in zip(tensors, versions, strict=True)
             if _version(tensor) != version
         ]
-        joined = _joined([self._ambient, *(given[1:] if name in _CREATES else given)])
+        joined = _joined([self._ambient, *(given[1:] if name in CREATES else given)])
         known = joined._replace(
             hot=joined.hot or random,
             sources=frozenset(),
@@ -540,6 +557,14 @@ class Trace(TorchFunctionMode):
                     self._learn(leaf, found)
                     self._marks[id(leaf)] = place
         return result
+
+
+def _held(entry: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the tensors that modules hold besides parameters, in lists and dicts too."""
+    for module in entry.modules():
+        for value in (*module._buffers.values(), *module.__dict__.values()):
+            if value is not module._parameters and value is not module._buffers:
+                yield from (each for each in flattened(value) if _is_tensor(each))
 
 
 def _check_kept(known: Known) -> None:

@@ -1,5 +1,6 @@
 """When to compute a row again, and when to give up: counted in rows and epochs."""
 
+import time
 import warnings
 
 import torch
@@ -27,6 +28,7 @@ class Turns:
         self._since = 0
         self._first: int | None = None
         self._misses = 0
+        self._looked = 0.0
 
     def is_due(self, rows: int, every: int) -> bool:
         """Counts answered rows and returns whether one of them is to be computed again."""
@@ -40,12 +42,20 @@ class Turns:
         """Returns one of so many rows, drawn."""
         return int(torch.randint(size, (), generator=self.random))
 
+    def may_look(self) -> bool:
+        """Returns whether it is time to see what another process has written: once a second."""
+        now = time.monotonic()
+        if now < self._looked + 1:
+            return False
+        self._looked = now
+        return True
+
     def hit(self) -> None:
         """Notes that a batch was stored: its inputs come again."""
         self._misses = 0
         self._first = None
 
-    def missed(self, rows: int) -> bool:
+    def missed(self) -> bool:
         """Notes that a batch was not stored, and returns whether to give up.
 
         Inputs that are new in every epoch, as augmented ones are, will never be answered. The

@@ -26,6 +26,8 @@ from ._rows import predicted_bytes
 from ._store import Store
 from ._trace import Pass
 
+_CHANGES = 8
+"""How often what is stored may become invalid in one phase before it is given up."""
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
 _ROWS = 3
@@ -46,6 +48,7 @@ class Way:
         ahead: the ways of later phases, whose taps are stored along with this one's.
         behind: those of earlier phases, from whose taps this one's can be computed.
         holes: what stands for what is not computed, by what it stands for and the batch's sizes.
+        strikes: how many passes in a row went another way.
         checked: whether a row of a real batch was computed again and compared.
         look: learns the ways ahead; None once it has.
     """
@@ -59,6 +62,7 @@ class Way:
     ahead: list[Way] = field(default_factory=list)
     behind: list[Way] = field(default_factory=list)
     holes: Holes = field(default_factory=dict)
+    strikes: int = 0
     checked: bool = False
     look: Callable[[], None] | None = None
 
@@ -103,6 +107,7 @@ class Ways:
         self._few: dict[Any, Batch] = {}
         self._valid: dict[str, Validity] = {}
         self._digests: dict[int, tuple[int, int, bytes]] = {}
+        self._changes: dict[Any, int] = {}
         self._phase = applied.phase
         self._boundary = boundary
         self._durable = durable
@@ -128,8 +133,8 @@ class Ways:
         key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
         if key in self._known:
             way = self._known[key]
-            if way is None or self._still(way, modes):
-                return way, batch
+            if way is None or self._still(way, modes) or self._restless(key):
+                return self._known[key], batch
         elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
             return None, batch
         probed = self._probed(batch)
@@ -142,6 +147,20 @@ class Ways:
             key = (key[0], batch.form(), *key[2:])
         self._known[key] = way
         return way, batch
+
+    def _restless(self, key: Any) -> bool:  # noqa: ANN401
+        """Gives up a way whose ground changed again and again, and returns whether it did."""
+        self._changes[key] = self._changes.get(key, 0) + 1
+        if self._changes[key] < _CHANGES:
+            return False
+        self._known[key] = None
+        warnings.warn(
+            f"what is stored did not stay valid: {_CHANGES} times in this phase a frozen tensor, "
+            "or a value that a module holds, was another one than before (a counter in a module, "
+            "weights that are loaded anew); going on without the cache",
+            stacklevel=2,
+        )
+        return True
 
     def _probed(self, batch: Batch) -> Batch | None:
         """Returns a batch of several rows to learn from; None until there were as many."""
@@ -172,7 +191,8 @@ class Ways:
 
         def needed() -> int:
             taps = {tap.name: tap for tap in way.taps()}.values()
-            return sum(predicted_bytes(tap.row_shape, tap.dtype, rows, mean_length) for tap in taps)
+            sizes = ((tap.row_shape, self._store.stored_dtype(tap.dtype)) for tap in taps)
+            return sum(predicted_bytes(*each, rows, mean_length) for each in sizes)
 
         while needed() > budget and way.ahead:
             del way.ahead[0]
@@ -197,14 +217,19 @@ class Ways:
         try:
             way = self._prepared(forward, batch, precision, self._hot(now, now))
         except CacheRefusedError as error:
+            if error.reason == "no_prefix" and (self.started or self._freezes_later()):
+                return None  # As the plan says.
             if not self.started:
                 raise
-            if error.reason == "no_prefix":  # The plan opens all of it: as declared.
-                return None
             warnings.warn(f"{error}; going on without it", stacklevel=2)
             return None
         way.look = partial(self._look, way, forward, batch, precision)
         return way
+
+    def _freezes_later(self) -> bool:
+        """Returns whether a later phase freezes what trains now."""
+        later = self._applied.resolved.phases[self._phase.index + 1 :]
+        return any(self._phase.trainable - phase.trainable for phase in later)
 
     def look(self, way: Way) -> None:
         """Learns what later phases need, which matters as long as rows are missing."""
@@ -302,6 +327,23 @@ class Ways:
     def forget(self) -> None:
         """Lets go of all that is stored; what is in a folder stays there."""
         self._store.forget([*self._valid])
+
+    def give_up(self, way: Way, error: CacheRefusedError) -> None:
+        """Does without a way from now on, and says why.
+
+        Raises:
+            CacheRefusedError: nothing was answered yet.
+        """
+        if not self.started:
+            raise error
+        warnings.warn(f"{error}; going on without it", stacklevel=2)
+        for key, known in self._known.items():
+            if known is way:
+                self._known[key] = None
+        names = [tap.name for tap in way.taps()]
+        self._store.forget(names)
+        for name in names:
+            self._valid.pop(name, None)
 
     def _sweep(self) -> None:
         """Lets go of what is stored and not valid any more.
