@@ -172,19 +172,21 @@ class Gradual(NamedTuple):
 
 
 def gradual_unfreezing(
-    task: Task, show: Show = lambda text: None, *, lazy: bool = True, full_epochs: int = EPOCHS
+    task: Task,
+    show: Show = lambda text: None,
+    *,
+    ways: Sequence[str] = ("full", "plain", "warmed", "cached"),
+    full_epochs: int = EPOCHS,
 ) -> Gradual:
     """Returns the cost of gradual unfreezing; full fine-tuning may go over fewer epochs.
 
     All runs draw the same random numbers in the layers that train, whose dropout is on.
     """
+    cached = ("warmed", "cached")
     runners = {
-        "full": by_plan(task, FULL),
-        "plain": by_plan(task, gradual()),
-        "warmed": by_plan(task, gradual(), cached=True),
+        way: by_plan(task, FULL if way == "full" else gradual(), cached=way in cached)
+        for way in ways
     }
-    if lazy:
-        runners["cached"] = by_plan(task, gradual(), cached=True)
     order = torch.Generator().manual_seed(1)
     spent = dict.fromkeys(runners, 0.0)
     losses: dict[str, list[float]] = {name: [] for name in runners}
@@ -201,12 +203,14 @@ def gradual_unfreezing(
                     spent[name] += process_time() - start
                     runner.rests()
             show("batch")
-    spent["full"] *= EPOCHS / full_epochs
-    plain = torch.tensor(losses["plain"], dtype=torch.float64)
+    if "full" in spent:
+        spent["full"] *= EPOCHS / full_epochs
+    plain = torch.tensor(losses.get("plain", []), dtype=torch.float64)
     difference = 0.0
     for name, runner in runners.items():
         if runner.cache is not None:
             runner.cache.close()
+        if runner.cache is not None and len(plain):
             found = torch.tensor(losses[name], dtype=torch.float64)
             difference = max(difference, float((found - plain).abs().max()))
     return Gradual(spent, difference)

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).with_name("core.json")
 _IMPORT = """
 import time, torch
 start = time.process_time()
-import freezekit
+from freezekit import *
 print(1e3 * (time.process_time() - start))
 """
 
@@ -34,7 +34,7 @@ def transition() -> float:
     applied.optimizer(torch.optim.SGD, lr=0.1)
     changed = sum(row.name.startswith("layer") for row in applied.resolved.rows)
     times: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(8):
+    for _ in range(6):
         for step, found in times.items():
             found.append(seconds(applied, step))
     applied.release()
@@ -55,11 +55,11 @@ def importing() -> float:
 def measured() -> dict[str, Any]:
     """Returns all figures."""
     works: dict[str, Callable[[], float]] = {
-        "resolve, 20": lambda: ratio(deep_model(100_000), 20, 7),
-        "resolve, 100": lambda: ratio(deep_model(100_000), 100, 7),
+        "resolve, 20": lambda: ratio(deep_model(100_000), 20, 5),
+        "resolve, 100": lambda: ratio(deep_model(100_000), 100, 5),
         "transition": transition,
-        "upkeep": lambda: median(upkeep() for _ in range(5)),
-        "groups": lambda: in_groups(30)[0],
+        "upkeep": lambda: median(upkeep() for _ in range(3)),
+        "groups": lambda: in_groups(12)[0],
         "import": importing,
     }
     return {name: work() for name, work in tqdm(works.items(), unit="figure")}
@@ -77,13 +77,15 @@ def table(found: dict[str, Any]) -> list[Row]:
             f"{found['upkeep']:.3f}"),
         Row("a step with two groups a layer / one group", "≤ 1.05", "1.04", "1",
             f"{found['groups']:.3f}"),
-        Row("`import freezekit` after torch", "≤ 50 ms", "", "", f"{found['import']:.0f} ms"),
+        Row("`from freezekit import *` after torch", "≤ 50 ms", "", "",
+            f"{found['import']:.0f} ms"),
     ]  # fmt: skip
 
 
 def main() -> None:
     """Measures, and writes the figures and the page."""
     torch.set_num_threads(1)
+    importing()  # writes the bytecode
     found = measured()
     text = json.dumps({"torch": torch.__version__, "found": found}, indent=2)
     RESULTS.write_text(text + "\n", encoding="utf-8")

@@ -29,13 +29,13 @@ def task(one_thread: None) -> Task:
 
 @pytest.fixture(scope="module")
 def heads(task: Task) -> Heads:
-    """Trains full on three batches, and the heads on all of them."""
+    """Trains full on two batches, and the heads on all of them."""
     order = torch.Generator().manual_seed(0)
     batches = task.data.epoch(order)
     frozen, filled, hand = by_plan(task, HEADS), by_plan(task, HEADS, cached=True), by_hand(task, 0)
     side = Side()
     some = {"full": by_plan(task, FULL), "flags": by_flags(task), "frozen": frozen}
-    side.turn(some, batches[:4])
+    side.turn(some, batches[:2])
     fill = seconds(partial(filled.warm, batches))
     whole = seconds(lambda: [*map(frozen.step, batches)])
     again = task.data.epoch(order)
@@ -77,7 +77,7 @@ def test_the_fill_costs_half_of_an_epoch(heads: Heads) -> None:
 @pytest.mark.parametrize(("layers", "most"), [(1, 0.43), (2, 0.66), (3, 0.82)])
 def test_top_layers_cost_as_if_written_by_hand(layers: int, most: float) -> None:
     """Cached beside uncached, and beside hidden states in a list for this model alone: 1.03."""
-    side = top_layers(load_task(48), layers, 2, full=False)
+    side = top_layers(load_task(32), layers, 2, full=False)
     found, hand = side.ratio("cached", "plain"), side.ratio("cached", "by hand")
     print(f"top {layers}: {found:.3f} of uncached, {hand:.3f} of by hand")
     assert found <= most
@@ -85,17 +85,23 @@ def test_top_layers_cost_as_if_written_by_hand(layers: int, most: float) -> None
 
 
 @timing
-def test_gradual_unfreezing_costs_a_quarter_of_fine_tuning() -> None:
-    """12 epochs with all learning and filling, at most 0.25; losses within 1e-6 of uncached."""
-    found = gradual_unfreezing(load_task(GRADUAL), lazy=False, full_epochs=1)
+def test_gradual_unfreezing_costs_a_quarter_of_fine_tuning(one_thread: None) -> None:
+    """12 epochs with all learning and filling: at most 0.25."""
+    found = gradual_unfreezing(load_task(GRADUAL), ways=("full", "warmed"), full_epochs=1)
     share = found.seconds["warmed"] / found.seconds["full"]
-    print(f"{share:.3f} of full, losses differ by {found.difference:.0e}")
+    print(f"{share:.3f} of full")
     assert share <= 0.25
+
+
+def test_gradual_unfreezing_has_the_losses_it_has_without_a_cache() -> None:
+    """In 12 epochs, whose dropout draws the same numbers, no loss differs by more than 1e-6."""
+    found = gradual_unfreezing(load_task(16), ways=("plain", "warmed"))
+    print(f"losses differ by {found.difference:.0e}")
     assert found.difference <= 1e-6
 
 
 def test_a_run_that_is_answered_takes_hardly_any_memory() -> None:
     """Peak memory over the loaded model, heads cached: at most 0.01 of full fine-tuning's."""
-    found = peak("cached", 32) / peak("full", 32)
+    found = peak("cached", 16) / peak("full", 16)
     print(f"{found:.4f}")
     assert found <= 0.01
