@@ -1,7 +1,6 @@
 """Whether what is stored still is what the model would compute."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -47,11 +46,7 @@ class Validity:
                 if isinstance(tensor := table.get(name), torch.Tensor):
                     found.append(_Seen(table, name, tensor))
         seen = {(id(each.table), each.name): each for each in found}.values()
-        self._tables = [each.table for each in seen]
-        self._names = [each.name for each in seen]
-        self._tensors = [each.tensor for each in seen]
-        self._versions = [each._version for each in self._tensors]
-        self._places = [each.data_ptr() for each in self._tensors]
+        self._rows = [(*each, each.tensor._version, each.tensor.data_ptr()) for each in seen]
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
@@ -64,13 +59,16 @@ class Validity:
         Args:
             modes: those of the known modules.
         """
-        tensors = self._tensors
+        for table, name, tensor, version, place in self._rows:  # in one go: memory is far away
+            if (
+                table.get(name) is not tensor
+                or tensor._version != version
+                or tensor.data_ptr() != place
+                or tensor.requires_grad
+            ):
+                return False
         return (
-            all(map(is_, map(dict.get, self._tables, self._names), tensors))
-            and [each._version for each in tensors] == self._versions
-            and [each.data_ptr() for each in tensors] == self._places
-            and True not in [each.requires_grad for each in tensors]
-            and self._is_right(modes)
+            self._is_right(modes)
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()
@@ -87,7 +85,7 @@ class Validity:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields the tensors that matter, in order."""
-        return iter(self._tensors)
+        return (tensor for _, _, tensor, _, _ in self._rows)
 
     def _kernels_now(self) -> list[Any]:
         return [getattr(each, "_attn_implementation", None) for each in self._configs]

@@ -140,7 +140,10 @@ def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
 
 
 def _same(value: Any, members: list[Any]) -> bool:  # noqa: ANN401
-    now = [*_members(value)]
     if isinstance(value, np.ndarray):
-        return now == members
-    return len(now) == len(members) and all(map(is_, now, members))
+        return [value.tobytes()] == members
+    if isinstance(value, dict):
+        return 2 * len(value) == len(members) and all(
+            map(is_, chain(value, value.values()), members)
+        )
+    return len(value) == len(members) and all(map(is_, value, members))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from ._trace import Pass
 
 _CHANGES = 8
 """How often what is stored may become invalid in one phase before it is given up."""
+_training = itemgetter("training")
+
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
 _ROWS = 3
@@ -101,6 +104,7 @@ class Ways:
         self._entry = entry
         self._store = store
         self._modules = [*entry.modules()]
+        self._own = [vars(module) for module in self._modules]
         self._known: dict[Any, Way | None] = {}
         self._proven: dict[Any, Way] = {}
         self._whole: set[Any] = set()
@@ -205,7 +209,10 @@ class Ways:
 
     def _modes(self) -> bytes:
         """Returns the mode of each module."""
-        return bytes([module.training for module in self._modules])
+        try:
+            return bytes(map(_training, self._own))
+        except KeyError:  # a property
+            return bytes([module.training for module in self._modules])
 
     def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
         """Returns a way that was proven; if there is none, warns or raises.
