@@ -9,13 +9,13 @@ from freezekit.cache import ActivationCache
 from freezekit.cache._batch import layout_of, read_batch, row_keys
 
 
-def keys(ids: torch.Tensor, mask: torch.Tensor) -> list[int]:
-    """Returns the keys of the rows of a batch of ids with a mask."""
+def keys(ids: torch.Tensor, mask: torch.Tensor, roots: tuple[int, ...] = (0, 1)) -> list[int]:
+    """Returns the keys of the rows of a batch of ids (0) with a mask (1)."""
 
     def forward(ids: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
 
     layout = layout_of(forward, (ids, mask), {}, "attention_mask")
-    return row_keys(read_batch([ids, mask], layout), [0, 1])
+    return row_keys(read_batch([ids, mask], layout), roots)
 
 
 def masked(*lengths: int, most: int) -> torch.Tensor:
@@ -44,9 +44,10 @@ def test_what_differs_within_padding_counts() -> None:
 
 
 def test_a_row_and_its_beginning_differ() -> None:
-    """Where a row ends is part of its key, also if what follows looks like padding."""
-    same = torch.tensor([[5, 6, 0, 0, 0]] * 2)
-    assert len({*keys(same, masked(2, 3, most=5))}) == 2
+    """Where a row ends is part of its key, since no more of it is stored."""
+    for row in ([5, 6, 0, 0, 0], [5, 6, 7, 8, 9]):
+        same = torch.tensor([row] * 3)
+        assert len({*keys(same, masked(2, 3, 5, most=5), (0,))}) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float64, torch.bfloat16])
