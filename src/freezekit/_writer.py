@@ -33,8 +33,15 @@ class Hold:
     def __call__(self, mode: bool = True) -> torch.nn.Module:
         """Answers `module.train(mode)` with the held mode."""
         self.asked = mode
-        type(self.module).train(self.module, self.mode)
-        return self.module
+        module, held = self.module, self.mode
+        if not _is_plain(module):
+            type(module).train(module, held)
+            return module
+        module.__dict__["training"] = held
+        for child in module._modules.values():
+            if child is not None:
+                child.train(held)
+        return module
 
     def remove(self) -> None:
         """Takes itself out of the module; the mode stays."""

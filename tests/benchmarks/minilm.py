@@ -130,7 +130,7 @@ class Runner:
         """Remembers where the random numbers of this run are."""
         self._random = torch.get_rng_state()
 
-    def answer_from(self, folder: str | None) -> None:
+    def answer_from_cache(self, folder: str | None = None) -> None:
         """Answers from a cache from now on."""
         assert self._applied is not None
         self.cache = ActivationCache(self._applied, folder=folder)
@@ -176,7 +176,7 @@ def by_plan(
     optimizer = applied.optimizer(torch.optim.AdamW, lr=1e-4, **({"fused": True} if fused else {}))
     runner = Runner(model, lambda batch: model(batch.input_ids, batch.mask), optimizer, applied)
     if cached:
-        runner.answer_from(None)
+        runner.answer_from_cache()
     return runner
 
 

@@ -4,9 +4,8 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path
 
@@ -16,9 +15,11 @@ from ._refusals import is_plain, refuse
 
 _LARGE = 1 << 14
 """Bytes of a row from which on it is digested by itself."""
-_FACTOR = 0x2545F4914F6CDD1D
 
-Words: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+_PLAIN_KINDS = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+    torch.float32, torch.float64,
+)  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -139,10 +140,10 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     mask = None if layout.mask is None else leaves[layout.mask]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not mask.is_floating_point():
         size, length = mask.shape
-        marks = mask.numpy(force=True)
-        lengths = marks.sum(1, dtype=np.int64)
-        if (marks == _prefixes(lengths, length)).all():
-            return Batch(leaves, layout, size, length, torch.from_numpy(lengths))
+        lengths = _ends(mask, length)
+        if lengths is not None:
+            ends = torch.tensor(lengths, dtype=torch.int64, device="cpu")
+            return Batch(leaves, layout, size, length, ends)
         return Batch(leaves, layout, size, None, None)
     sizes = [len(each) for each in leaves if isinstance(each, torch.Tensor) and each.dim()]
     if not sizes:
@@ -156,97 +157,84 @@ def prefixes(lengths: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
-    r"""Returns a number below 2**128 for each row, of what it holds in some of the leaves.
+    """Returns a number below 2**128 for each row, of what it holds in some of the leaves.
 
-    Small rows are read as words :math:`x_j`, and two sums :math:`\sum_j w_j x_j` modulo
-    :math:`2^{64}` with random weights tell them apart, of which padding is no part. Large rows
-    are digested one by one.
+    Padding is no part of it, if it is the same in all of a row.
 
     Args:
         batch: the arguments of a pass.
         roots: which leaves.
     """
-    ends = None
-    if batch.lengths is not None:
-        ends = batch.lengths.numpy(force=True)[:, None] * _weights(1)
-    sums: Words | int = 0
+    lengths = None if batch.lengths is None else batch.lengths.tolist()
+    kinds, parts = [], []
     for at in roots:
-        part = ends if at == batch.layout.mask else None
-        sums = sums * _FACTOR + (_row_sums(batch, at, ends) if part is None else part)
-    if isinstance(sums, int):
-        return [0] * batch.size
-    return [high << 64 | low for high, low in sums.view(np.uint64).tolist()]
+        leaf = batch.leaves[at]
+        rows, follows = batch.rows_at(at), batch.follows_length(at)
+        shape = tuple(leaf.shape[2 if follows else 1 if rows else 0 :])
+        kinds.append((batch.layout.labels[at], leaf.dtype, shape, rows))
+        if at == batch.layout.mask and lengths is not None:
+            parts.append([length.to_bytes(8, "little") for length in lengths])
+        else:
+            parts.append(_contents(batch, at, lengths if follows else None))
+    kind = _digest_of(tuple(kinds))
+    found = []
+    for row in zip(*parts, strict=True) if parts else [()] * batch.size:
+        whole = hashlib.blake2b(b"".join((kind, *row)), digest_size=16)
+        found.append(int.from_bytes(whole.digest(), "little"))
+    return found
 
 
-def _row_sums(batch: Batch, at: int, ends: Words | None) -> Words:
-    """Returns two words for each row of a leaf (B, 2), or for a leaf without rows (1, 2)."""
+def _contents(batch: Batch, at: int, lengths: list[int] | None) -> list[bytes]:
+    """Returns what each row of a leaf holds, or a digest of it."""
     leaf = batch.leaves[at].detach()
-    follows, rows = batch.follows_length(at), batch.rows_at(at)
-    shape = tuple(leaf.shape[2 if follows else 1 if rows else 0 :])
-    start = _start(batch.layout.labels[at], leaf.dtype, shape, rows)
-    if not rows:
-        sums = _words(digest(leaf))
-    elif follows and batch.lengths is not None and ends is not None:
-        sums = ends + _weighed(_unpadded(_as_integers(leaf), batch.lengths))
-    elif batch.size and leaf[0].nbytes >= _LARGE:
-        sums = np.concatenate([_words(digest(row)) for row in leaf])
-    else:
-        sums = _weighed(_as_integers(leaf))
-    total: Words = start + sums
-    return total
-
-
-def _weighed(words: Words) -> Words:
-    flat = words.reshape(len(words), -1)
-    sums: Words = flat @ _weights(flat.shape[1])
-    return sums
-
-
-def _unpadded(words: Words, lengths: torch.Tensor) -> Words:
-    """Returns words (B, length, ...) less what stands in the padding, if it is the same there."""
-    ends, length = lengths.numpy(force=True), words.shape[1]
-    beyond = ~_prefixes(ends, length).reshape(*words.shape[:2], *[1] * (words.ndim - 2))
-    padding = words * beyond
-    if not padding.any():
-        return words
-    first = words[np.arange(len(words)), np.minimum(ends, length - 1)][:, None]
-    less: Words = words - first * beyond
-    return less
-
-
-def _prefixes(lengths: Words, length: int) -> Words:
-    within: Words = np.arange(length) < lengths[:, None]
-    return within
-
-
-@functools.cache
-def _start(label: str, dtype: torch.dtype, shape: tuple[int, ...], rows: bool) -> Words:
-    text = repr((label, str(dtype), shape, rows))
-    return _words(hashlib.blake2b(text.encode(), digest_size=16).digest())
-
-
-def _as_integers(leaf: torch.Tensor) -> Words:
-    """Returns the content of a leaf as words of 32 bits at most, as many to each position."""
-    size = leaf.element_size()
-    if leaf.is_floating_point() or leaf.is_complex() or size > 4:
-        kinds = {1: torch.int8, 2: torch.int16}
+    if not batch.rows_at(at):
+        return [digest(leaf)] * batch.size
+    if leaf.is_complex() or leaf.dtype not in _PLAIN_KINDS:
         leaf = leaf.resolve_conj().resolve_neg().contiguous()
-        wide = leaf.unsqueeze(-1) if size > 4 else leaf
-        leaf = wide.view(kinds.get(size, torch.int32))
-    words: Words = leaf.to(torch.int64).numpy(force=True)
-    return words
+        leaf = leaf.unsqueeze(-1).view(torch.uint8)
+    if lengths is None and batch.size and leaf[0].nbytes >= _LARGE:
+        return [digest(row) for row in leaf]
+    content = _array(leaf).tobytes()
+    size = len(content) // max(1, batch.size)
+    rows = [content[start : start + size] for start in range(0, len(content), size or 1)]
+    if lengths is None:
+        return rows or [b""] * batch.size
+    return [
+        _unpadded(row, length, leaf.shape[1]) for row, length in zip(rows, lengths, strict=True)
+    ]
 
 
-def _words(content: bytes) -> Words:
-    return np.frombuffer(content, dtype=np.int64).reshape(1, 2)
+def _unpadded(row: bytes, length: int, places: int) -> bytes:
+    """Returns a row without its padding, with how long it is."""
+    unit = len(row) // places
+    end = length * unit
+    padding = row[end:]
+    if padding == padding[:unit] * (places - length):
+        row = row[:end]
+    return b"".join((length.to_bytes(8, "little"), row))
 
 
-def _weights(count: int) -> Words:
-    """Returns two random odd words for each of so many places."""
-    return _all_weights(max(1 << 10, 1 << (count - 1).bit_length()))[:count]
+def _ends(mask: torch.Tensor, length: int) -> list[int] | None:
+    """Returns how many places of each row a mask says are kept; None if others follow."""
+    marks = _array(mask)
+    content, one = marks.tobytes(), marks.dtype.type(1).tobytes()
+    size, ones = len(one) * length, one * length
+    zeros, found = bytes(size), []
+    for start in range(0, len(content), size or 1):
+        row = content[start : start + size]
+        kept = row.count(1)
+        end = len(one) * kept
+        if row[:end] != ones[:end] or row[end:] != zeros[end:]:
+            return None
+        found.append(kept)
+    return found or [0] * len(marks)
+
+
+def _array(tensor: torch.Tensor) -> Any:  # noqa: ANN401
+    """Returns a tensor as an array; nothing is copied that is on the CPU."""
+    return tensor.numpy() if tensor.is_cpu else tensor.cpu().numpy()
 
 
 @functools.cache
-def _all_weights(count: int) -> Words:
-    noise = hashlib.shake_128(b"freezekit.cache").digest(16 * count)
-    return np.frombuffer(noise, dtype=np.int64).reshape(count, 2) | 1
+def _digest_of(kinds: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(repr(kinds).encode(), digest_size=16).digest()

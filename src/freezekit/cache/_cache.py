@@ -383,7 +383,9 @@ class ActivationCache:
         due = bool(self._audit) and (
             not way.checked or (values is not None and self._turns.is_due(batch.size, self._audit))
         )
-        rows = [batch.size - 1 if values is None else self._turns.row(batch.size), 0]
+        rows = [0]
+        if due:
+            rows = [batch.size - 1 if values is None else self._turns.row(batch.size), 0]
         alone = self._alone(way, batch, rows) if due else {}
         try:
             if values is None:
@@ -394,7 +396,8 @@ class ActivationCache:
             elif due and not self._agrees(way, rows, alone, values):
                 result, values = run(), None
             else:
-                replay = Replay(way.program, way.modules, values, (batch.size, batch.length))
+                sizes = (batch.size, batch.length)
+                replay = Replay(way.program, way.modules, values, sizes, way.holes)
                 with replay.following():
                     result = run()
         except Diverged:

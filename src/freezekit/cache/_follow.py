@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,6 +14,12 @@ from ._program import Action, Dim, Hole, Program, Slot
 from ._trace import CREATES, LOOKS, Source, flattened, function_name
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))
+
+
+_MOST_HOLES = 1024
+
+Holes: TypeAlias = dict[tuple[Source, int | None, int | None], torch.Tensor]
+"""Tensors for outputs that nothing reads, by output, rows and length of the batch."""
 
 
 class Diverged(BaseException):
@@ -204,6 +210,7 @@ class Replay(_Follow):
         modules: Sequence[tuple[str, torch.nn.Module]],
         values: Sequence[torch.Tensor],
         sizes: tuple[int, int | None],
+        spare: Holes | None = None,
     ) -> None:
         """Prepares a pass.
 
@@ -212,23 +219,24 @@ class Replay(_Follow):
             modules: the modules of its calls, by path.
             values: for each tap its tensor.
             sizes: rows of the batch, and its length where lengths vary.
+            spare: placeholders of other passes; those of this one are added.
         """
         super().__init__(program, modules)
         self._values = values
         self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
-        self._fillings: dict[tuple[object, ...], torch.Tensor] = {}
+        self._spare = {} if spare is None else spare
         places = (place for action in program.actions for place in action.leaves)
         self._watches = self._watches or any(isinstance(place, Hole) for place in places)
 
     def _answer(self, action: Action, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
-        leaves = [
-            self._values[place.tap]
-            if isinstance(place, Slot)
-            else self._empty(place)
-            if isinstance(place, Hole)
-            else place.fresh()
-            for place in action.leaves
-        ]
+        leaves = []
+        for number, place in enumerate(action.leaves):
+            if isinstance(place, Slot):
+                leaves.append(self._values[place.tap])
+            elif isinstance(place, Hole):
+                leaves.append(self._hole(place, (action.at, number)))
+            else:
+                leaves.append(place.fresh())
         assert action.spec is not None
         if len(leaves) == 1 and action.spec.is_leaf():
             return leaves[0], leaves
@@ -237,15 +245,20 @@ class Replay(_Follow):
     def _diverge(self) -> None:
         raise Diverged
 
-    def _empty(self, hole: Hole) -> torch.Tensor:
+    def _hole(self, hole: Hole, source: Source) -> torch.Tensor:
         """Returns a tensor of some shape that takes no memory, and that nothing may read."""
-        one = self._fillings.get(hole[1:])
-        if one is None:
-            one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
-            self._fillings[hole[1:]] = one
-        found = one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
-        self._holes.add(id(found))
-        return found
+        key = (source, self._sizes["B"], self._sizes["L"])
+        known = self._spare.get(key)
+        if known is None or known.requires_grad or known._version:
+            if len(self._spare) > _MOST_HOLES:
+                self._spare.clear()
+            known = self._spare[key] = self._empty(hole)
+        self._holes.add(id(known))
+        return known
+
+    def _empty(self, hole: Hole) -> torch.Tensor:
+        one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
+        return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
 
 
 def _filling(dtype: torch.dtype) -> float:

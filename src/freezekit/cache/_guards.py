@@ -1,7 +1,6 @@
 """Whether what is stored still is what the model would compute."""
 
-from collections.abc import Iterable, Iterator
-from operator import is_
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +23,22 @@ class Validity:
     A change in place is seen by a tensor's version, which writing through `.data` passes by.
     """
 
-    def __init__(self, entry: torch.nn.Module, program: Program) -> None:
-        """Remembers all that has a part in what a program stores."""
+    def __init__(
+        self, entry: torch.nn.Module, program: Program, known: Sequence[torch.nn.Module]
+    ) -> None:
+        """Remembers all that has a part in what a program stores.
+
+        Args:
+            entry: the module whose calls are passes.
+            program: what is stored.
+            known: the modules whose modes `holds` is told.
+        """
         modules = [entry.get_submodule(path) for path in program.modules]
         below = {id(each): each for module in modules for each in module.modules()}
         self._modules = [*below.values()]
         self._modes = [module.training for module in self._modules]
+        self._told = below.keys() <= {*map(id, known)}
+        self._right: set[bytes] = set()
         found = [*_seen(below.values())]
         for _, path, name in program.tensors:
             module = entry.get_submodule(path)
@@ -37,34 +46,46 @@ class Validity:
                 if isinstance(tensor := table.get(name), torch.Tensor):
                     found.append(_Seen(table, name, tensor))
         seen = {(id(each.table), each.name): each for each in found}.values()
-        self._tables = [each.table for each in seen]
-        self._names = [each.name for each in seen]
-        self._tensors = [each.tensor for each in seen]
-        self._versions = [each._version for each in self._tensors]
-        self._places = [each.data_ptr() for each in self._tensors]
+        self._rows = [(*each, each.tensor._version, each.tensor.data_ptr()) for each in seen]
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
         self._state = State(entry.named_modules())
         self._surroundings = Surroundings(below.values())
 
-    def holds(self) -> bool:
-        """Returns whether nothing has changed, and nothing of it trains."""
-        tensors = self._tensors
+    def holds(self, modes: bytes) -> bool:
+        """Returns whether nothing has changed, and nothing of it trains.
+
+        Args:
+            modes: those of the known modules.
+        """
+        for table, name, tensor, version, place in self._rows:  # in one go: memory is far away
+            if (
+                table.get(name) is not tensor
+                or tensor._version != version
+                or tensor.data_ptr() != place
+                or tensor.requires_grad
+            ):
+                return False
         return (
-            all(map(is_, map(dict.get, self._tables, self._names), tensors))
-            and [each._version for each in tensors] == self._versions
-            and [each.data_ptr() for each in tensors] == self._places
-            and True not in [each.requires_grad for each in tensors]
-            and [module.training for module in self._modules] == self._modes
+            self._is_right(modes)
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()
         )
 
+    def _is_right(self, modes: bytes) -> bool:
+        """Returns whether the modules are in the mode they were in."""
+        if self._told and modes in self._right:
+            return True
+        if [module.training for module in self._modules] != self._modes:
+            return False
+        self._right.add(modes)
+        return True
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields the tensors that matter, in order."""
-        return iter(self._tensors)
+        return (tensor for _, _, tensor, _, _ in self._rows)
 
     def _kernels_now(self) -> list[Any]:
         return [getattr(each, "_attn_implementation", None) for each in self._configs]

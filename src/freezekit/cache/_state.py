@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 _OWN = frozenset(vars(nn.Module())) | {
     "train", "forward", "_freezekit", "_is_hf_initialized",
@@ -91,34 +92,47 @@ class State:
 
 
 class Surroundings:
-    """What calls of modules go through besides their own forward: hooks, and what is in them."""
+    """What calls of modules go through besides their own forward: hooks, and what is in them.
+
+    It is looked at before every pass that is answered, while the processor has other things in
+    its caches: what counts is how few objects are touched.
+    """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Remembers the parts of some modules."""
-        self._modules = [*modules]
-        self._hooks = [getattr(module, name) for module in self._modules for name in _HOOKS]
-        self._parts = [module._modules for module in self._modules]
-        self._own = [vars(module) for module in self._modules]
-        self._tables: list[dict[str, Any]] = [
-            *self._parts,
-            *(module._parameters for module in self._modules),
-            *(module._buffers for module in self._modules),
+        some = [*modules]
+        self._hooks = [getattr(module, name) for module in some for name in _HOOKS]
+        self._handles = -1
+        self._own = [vars(module) for module in some]
+        self._parts = [module._modules for module in some if module._modules]
+        self._tables = [
+            table
+            for module in some
+            for table in (module._parameters, module._buffers, module._modules)
+            if table or type(module) not in _SIMPLE
         ]
-        self._sizes = self._count()
+        self._sizes = [*map(len, self._tables)]
         self._below = self._below_now()
         self._forwards = self._forwards_now()
 
     def hold(self) -> bool:
         """Returns whether the parts are the same, and nothing was added to them."""
         return (
-            not any(self._hooks)
-            and self._count() == self._sizes
+            self._has_no_hooks()
+            and [*map(len, self._tables)] == self._sizes
             and all(map(is_, self._below_now(), self._below))
             and all(map(is_, self._forwards_now(), self._forwards))
         )
 
-    def _count(self) -> list[int]:
-        return [len(table) for table in self._tables]
+    def _has_no_hooks(self) -> bool:
+        """Returns whether there is no hook; torch counts all that ever were registered."""
+        handles: int = RemovableHandle.next_id
+        if handles == self._handles:
+            return True
+        if any(self._hooks):
+            return False
+        self._handles = handles
+        return True
 
     def _below_now(self) -> list[Any]:
         return [*chain.from_iterable(map(dict.values, self._parts))]
@@ -157,7 +171,10 @@ def _members(value: Any) -> Iterator[Any]:  # noqa: ANN401
 
 
 def _same(value: Any, members: list[Any]) -> bool:  # noqa: ANN401
-    now = [*_members(value)]
     if isinstance(value, np.ndarray):
-        return now == members
-    return len(now) == len(members) and all(map(is_, now, members))
+        return [value.tobytes()] == members
+    if isinstance(value, dict):
+        return 2 * len(value) == len(members) and all(
+            map(is_, chain(value, value.values()), members)
+        )
+    return len(value) == len(members) and all(map(is_, value, members))

@@ -104,10 +104,10 @@ class Store:
         Raises:
             FreezekitError: the name is none, or rows of another kind are stored under it.
         """
-        if not name or set(name) - set("0123456789abcdef"):
-            raise FreezekitError(f"{name!r} cannot name a tap: give hexadecimal digits")
         known = self._taps.get(name)
         if known is None:
+            if not name or set(name) - set("0123456789abcdef"):
+                raise FreezekitError(f"{name!r} cannot name a tap: give hexadecimal digits")
             stored = self.stored_dtype(dtype)
             known = self._taps[name] = Tap(self._shared, name, tuple(row_shape), dtype, stored)
         if (known.row_shape, known.dtype) != (tuple(row_shape), dtype):

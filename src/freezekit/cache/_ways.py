@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .._apply import AppliedPlan
 from .._digest import digest
 from ._batch import Batch
 from ._filling import distinct, joined, part
+from ._follow import Holes
 from ._guards import Validity
 from ._learning import learn
 from ._patches import Forward
@@ -27,6 +29,8 @@ from ._trace import Pass
 
 _CHANGES = 8
 """How often what is stored may become invalid in one phase before it is given up."""
+_training = itemgetter("training")
+
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
 _ROWS = 3
@@ -46,6 +50,7 @@ class Way:
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
         behind: those of earlier phases, from whose taps this one's can be computed.
+        holes: what stands for what is not computed, by what it stands for and the batch's sizes.
         strikes: how many passes in a row went another way.
         checked: whether a row of a real batch was computed again and compared.
         look: learns the ways ahead; None once it has.
@@ -59,6 +64,7 @@ class Way:
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
     behind: list[Way] = field(default_factory=list)
+    holes: Holes = field(default_factory=dict)
     strikes: int = 0
     checked: bool = False
     look: Callable[[], None] | None = None
@@ -98,6 +104,7 @@ class Ways:
         self._entry = entry
         self._store = store
         self._modules = [*entry.modules()]
+        self._own = [vars(module) for module in self._modules]
         self._known: dict[Any, Way | None] = {}
         self._proven: dict[Any, Way] = {}
         self._whole: set[Any] = set()
@@ -130,7 +137,7 @@ class Ways:
         key = (self._phase.index, form, modes, precision, torch.is_grad_enabled())
         if key in self._known:
             way = self._known[key]
-            if way is None or self._still(way) or self._restless(key):
+            if way is None or self._still(way, modes) or self._restless(key):
                 return self._known[key], batch
         elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
             return None, batch
@@ -197,11 +204,15 @@ class Ways:
 
     def others(self, way: Way) -> Iterator[Way]:
         """Yields the valid ways whose values are of use for another, the nearest first."""
-        yield from (other for other in (*way.ahead, *way.behind) if self._is_valid(other))
+        modes = self._modes()
+        yield from (other for other in (*way.ahead, *way.behind) if self._is_valid(other, modes))
 
     def _modes(self) -> bytes:
         """Returns the mode of each module."""
-        return bytes([module.training for module in self._modules])
+        try:
+            return bytes(map(_training, self._own))
+        except KeyError:  # a property
+            return bytes([module.training for module in self._modules])
 
     def _learned(self, forward: Forward, batch: Batch, precision: str) -> Way | None:
         """Returns a way that was proven; if there is none, warns or raises.
@@ -244,7 +255,7 @@ class Ways:
             seen.add(hot)
             other = self._proven.get((hot, way.setting))
             try:
-                if other is None or not self._is_valid(other):
+                if other is None or not self._is_valid(other, self._modes()):
                     other = self._prepared(forward, batch, precision, hot)
             except CacheRefusedError:
                 continue  # It says so when that phase begins.
@@ -268,7 +279,7 @@ class Ways:
         paths = (frozenset(hot_paths), frozenset(weighty))
         watched = Pass(entry, run, hot, *paths, self._boundary)
         program, trims = learn(watched, batch)
-        validity = Validity(entry, program)
+        validity = Validity(entry, program, self._modules)
         setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
         contents = self._contents(validity) if self._durable else ()
         full = [precision, *_plain(batch), *contents]
@@ -308,17 +319,17 @@ class Ways:
                 known = self._digests[id(tensor)] = (*state, digest(tensor))
             yield known[2].hex()
 
-    def _still(self, way: Way) -> bool:
+    def _still(self, way: Way, modes: bytes) -> bool:
         """Returns whether a way is valid, and drops what is stored if not."""
-        valid = self._is_valid(way)
+        valid = self._is_valid(way, modes)
         if not valid:
             self._sweep()
         return valid
 
-    def _is_valid(self, way: Way) -> bool:
+    def _is_valid(self, way: Way, modes: bytes) -> bool:
         """Returns whether what is stored for a way still is what the model would compute."""
         checks = [self._valid.get(tap.name) for tap in way.program.taps]
-        return all(each is not None and each.holds() for each in {*checks})
+        return all(each is not None and each.holds(modes) for each in {*checks})
 
     def forget(self) -> None:
         """Lets go of all that is stored; what is in a folder stays there."""
@@ -346,7 +357,8 @@ class Ways:
 
         In a folder it stays: its name says of what weights it is, and another run has those.
         """
-        verdicts = {each: each.holds() for each in {*self._valid.values()}}
+        modes = self._modes()
+        verdicts = {each: each.holds(modes) for each in {*self._valid.values()}}
         gone = [name for name, validity in self._valid.items() if not verdicts[validity]]
         self._store.forget(gone)
         for name in gone:
