@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     layout: Layout
     size: int
     length: int | None
-    lengths: torch.Tensor | None
+    lengths: list[int] | None
     ids: tuple[Id, ...] | None = None
 
     def rows_at(self, at: int) -> bool:
@@ -142,8 +142,7 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
         size, length = mask.shape
         lengths = _ends(mask, length)
         if lengths is not None:
-            ends = torch.tensor(lengths, dtype=torch.int64, device="cpu")
-            return Batch(leaves, layout, size, length, ends)
+            return Batch(leaves, layout, size, length, lengths)
         return Batch(leaves, layout, size, None, None)
     sizes = [len(each) for each in leaves if isinstance(each, torch.Tensor) and each.dim()]
     if not sizes:
@@ -151,9 +150,10 @@ def read_batch(leaves: list[Any], layout: Layout) -> Batch:
     return Batch(leaves, layout, max(sizes, key=sizes.count), None, None)
 
 
-def prefixes(lengths: torch.Tensor, length: int) -> torch.Tensor:
-    """Returns what belongs to rows of some lengths (B,), as booleans (B, length)."""
-    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
+def prefixes(lengths: Sequence[int], length: int) -> torch.Tensor:
+    """Returns what belongs to rows of some lengths, as booleans (B, length)."""
+    places = torch.arange(length, device="cpu")
+    return places < torch.tensor(lengths, dtype=torch.int64, device="cpu").unsqueeze(1)
 
 
 def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
@@ -165,7 +165,7 @@ def row_keys(batch: Batch, roots: Sequence[int]) -> list[int]:
         batch: the arguments of a pass.
         roots: which leaves.
     """
-    lengths = None if batch.lengths is None else batch.lengths.tolist()
+    lengths = batch.lengths
     kinds, parts = [], []
     for at in roots:
         leaf = batch.leaves[at]

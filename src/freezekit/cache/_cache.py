@@ -236,7 +236,7 @@ class ActivationCache:
         if way is None or self._has_folder:
             return
         lengths = read.lengths
-        mean = 1.0 if lengths is None else float(lengths.double().mean())
+        mean = 1.0 if lengths is None else sum(lengths) / len(lengths)
         needed = self._ways.fit(way, batches * batch.size, mean, self._memory)
         if needed > self._memory:
             warnings.warn(
@@ -397,7 +397,7 @@ class ActivationCache:
                 result, values = run(), None
             else:
                 sizes = (batch.size, batch.length)
-                replay = Replay(way.program, way.modules, values, sizes, way.holes)
+                replay = Replay(way.program, way.modules, values, sizes, way.spares)
                 with replay.following():
                     result = run()
         except Diverged:
@@ -461,7 +461,7 @@ class ActivationCache:
     def _computed(self, way: Way, batch: Batch, keys: list[int], run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs a pass and stores what crosses, from the nearest boundary below that is stored."""
         self._ways.look(way)
-        lengths = None if batch.lengths is None else batch.lengths.tolist()
+        lengths = batch.lengths
         waiting = {tap.name for tap in way.taps()}
 
         def sink_of(each: Way) -> Callable[[int, torch.Tensor], None]:
@@ -499,7 +499,7 @@ class ActivationCache:
         def sink(number: int, tensor: torch.Tensor) -> None:
             found[number] = tensor.clone()
             if None in way.program.taps[number].row_shape and some.lengths is not None:
-                for row, length in zip(found[number], some.lengths.tolist(), strict=True):
+                for row, length in zip(found[number], some.lengths, strict=True):
                     row[length:] = 0
             if len(found) == len(way.program.taps):
                 raise _Enough

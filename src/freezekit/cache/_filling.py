@@ -21,18 +21,19 @@ def refilled(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
         whole = joined(some)
         order = torch.arange(whole.size)
         if whole.lengths is not None:
-            order = whole.lengths.cpu().argsort(descending=True, stable=True)
+            order = torch.tensor(whole.lengths).argsort(descending=True, stable=True)
         for start in range(0, whole.size, size):
             yield part(whole, order[start : start + size])
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
     """Returns some rows of a batch (n,), cut to the longest of them."""
-    ids = None if batch.ids is None else tuple(batch.ids[row] for row in rows.tolist())
+    numbers = rows.tolist()
+    ids = None if batch.ids is None else tuple(batch.ids[row] for row in numbers)
     if batch.lengths is None:
         return batch._replace(leaves=batch.taken(rows, None), size=len(rows), ids=ids)
-    lengths = batch.lengths[rows.to(batch.lengths.device)]
-    length = max(1, int(lengths.max()))
+    lengths = [batch.lengths[row] for row in numbers]
+    length = max([1, *lengths])
     leaves = batch.taken(rows, length)
     return Batch(leaves, batch.layout, len(rows), length, lengths, ids)
 
@@ -58,9 +59,9 @@ def joined(batches: list[Batch]) -> Batch:
             if first.follows_length(at) and length is not None:
                 parts = [_padded(each, length) for each in parts]
             leaves[at] = torch.cat(parts)
-    lengths = None
+    lengths: list[int] | None = None
     if first.lengths is not None:
-        lengths = torch.cat([batch.lengths for batch in batches if batch.lengths is not None])
+        lengths = [each for batch in batches for each in batch.lengths or ()]
     ids = None
     if first.ids is not None:
         ids = tuple(each for batch in batches for each in batch.ids or ())

@@ -1,25 +1,19 @@
 """Follows a program through a pass: records what it stores, or leaves out what is stored."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from ._patches import Forward, patched
 from ._program import Action, Dim, Hole, Program, Slot
+from ._spares import Spares
 from ._trace import CREATES, LOOKS, Source, flattened, function_name
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))
-
-
-_MOST_HOLES = 1024
-
-Holes: TypeAlias = dict[tuple[Source, int | None, int | None], torch.Tensor]
-"""Tensors for outputs that nothing reads, by output, rows and length of the batch."""
 
 
 class Diverged(BaseException):
@@ -210,7 +204,7 @@ class Replay(_Follow):
         modules: Sequence[tuple[str, torch.nn.Module]],
         values: Sequence[torch.Tensor],
         sizes: tuple[int, int | None],
-        spare: Holes | None = None,
+        spares: Spares | None = None,
     ) -> None:
         """Prepares a pass.
 
@@ -219,12 +213,12 @@ class Replay(_Follow):
             modules: the modules of its calls, by path.
             values: for each tap its tensor.
             sizes: rows of the batch, and its length where lengths vary.
-            spare: placeholders of other passes; those of this one are added.
+            spares: what other passes of this way left.
         """
         super().__init__(program, modules)
         self._values = values
         self._sizes: dict[Dim, int | None] = {"B": sizes[0], "L": sizes[1]}
-        self._spare = {} if spare is None else spare
+        self._spares = Spares() if spares is None else spares
         places = (place for action in program.actions for place in action.leaves)
         self._watches = self._watches or any(isinstance(place, Hole) for place in places)
 
@@ -234,35 +228,14 @@ class Replay(_Follow):
             if isinstance(place, Slot):
                 leaves.append(self._values[place.tap])
             elif isinstance(place, Hole):
-                leaves.append(self._hole(place, (action.at, number)))
+                leaves.append(self._spares.hole(place, (action.at, number), self._sizes))
+                self._holes.add(id(leaves[-1]))
             else:
                 leaves.append(place.fresh())
         assert action.spec is not None
         if len(leaves) == 1 and action.spec.is_leaf():
             return leaves[0], leaves
-        return tree_unflatten(leaves, action.spec), leaves
+        return self._spares.output(action.at, action.spec, leaves), leaves
 
     def _diverge(self) -> None:
         raise Diverged
-
-    def _hole(self, hole: Hole, source: Source) -> torch.Tensor:
-        """Returns a tensor of some shape that takes no memory, and that nothing may read."""
-        key = (source, self._sizes["B"], self._sizes["L"])
-        known = self._spare.get(key)
-        if known is None or known.requires_grad or known._version:
-            if len(self._spare) > _MOST_HOLES:
-                self._spare.clear()
-            known = self._spare[key] = self._empty(hole)
-        self._holes.add(id(known))
-        return known
-
-    def _empty(self, hole: Hole) -> torch.Tensor:
-        one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
-        return one.expand([self._sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
-
-
-def _filling(dtype: torch.dtype) -> float:
-    """Returns a value that shows, where something reads it all the same."""
-    if dtype.is_floating_point or dtype.is_complex:
-        return math.nan
-    return dtype is torch.bool or torch.iinfo(dtype).max

@@ -119,8 +119,8 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     most = (
         [length, length - 1, short, short, max(1, short - 1)] if trims else [length, length - 1] * 2
     )
-    lengths = batch.lengths[rows.to(batch.lengths.device)]
-    lengths = lengths.minimum(torch.tensor([*most, length][:5], device=lengths.device))
+    own = [batch.lengths[row] for row in rows.tolist()]
+    lengths = [*map(min, own, [*most, length])]
     mask = leaves[batch.layout.mask]
     leaves[batch.layout.mask] = prefixes(lengths, length).to(mask)
     found = batch._replace(leaves=leaves, size=5, length=length, lengths=lengths)
@@ -218,7 +218,7 @@ def _real(watched: Pass, probes: Probes, roots: frozenset[int]) -> tuple[list[An
         if at not in roots:
             other[at] = leaf.flip(0)
         elif batch.lengths is not None and probes.lengths and batch.follows_length(at):
-            kept = prefixes(batch.lengths[_PROBES[2]], leaf.shape[1])
+            kept = prefixes(_third(batch.lengths), leaf.shape[1])
             kept = kept.view(*kept.shape, *[1] * (leaf.dim() - 2)).to(leaf.device)
             other[at] = torch.where(kept, leaf, leaf[:, :1])
     state = State(watched.entry.named_modules())
@@ -230,6 +230,10 @@ def _real(watched: Pass, probes: Probes, roots: frozenset[int]) -> tuple[list[An
         with _reported():
             leaves, outcome = plain, _outcome(watched, plain, None, state)
     return leaves, outcome
+
+
+def _third(lengths: list[int]) -> list[int]:
+    return [lengths[at] for at in _PROBES[2]]
 
 
 def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch.Tensor]:
@@ -250,8 +254,7 @@ def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch
             other = torch.cat([other, tail], 1)
         value = torch.cat([one, other])[_PROBES[2]]
         if None in tap.row_shape and probes.batch.lengths is not None:
-            lengths = probes.batch.lengths[_PROBES[2]].to(value.device)
-            padding = ~prefixes(lengths, value.shape[1])
+            padding = ~prefixes(_third(probes.batch.lengths), value.shape[1]).to(value.device)
             value = value.masked_fill(padding.view(*padding.shape, *[1] * (value.dim() - 2)), 0)
         values.append(value)
     return values

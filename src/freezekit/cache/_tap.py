@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -100,7 +100,8 @@ class Tap:
         self._own = [size for size in row_shape if size is not None]
         self._unit = prod(self._own) * stored_dtype.itemsize
         self._arena = Arena(shared.budget)
-        self._grid = self._grid_of = torch.empty(0, device="cpu")
+        self._grid: Any = None
+        self._grid_of = torch.empty(0, device="cpu")
         self._parts: list[Part] = []
         self._slots = Slots(len(self._free), self._unit)
         self.refresh()
@@ -309,9 +310,9 @@ class Tap:
         if self._grid_of is not arena.tensor:
             self._grid_of = arena.tensor
             whole = arena.tensor[: len(arena.data) // unit * unit]
-            self._grid = whole.view(_SELECTABLE[self.stored_dtype.itemsize])
-            self._grid = self._grid.view(-1, *self._own)
-        out = self._grid.index_select(0, torch.tensor(places, device="cpu"))
+            whole = whole.view(_SELECTABLE[self.stored_dtype.itemsize])
+            self._grid = whole.view(-1, *self._own).numpy()
+        out = torch.from_numpy(self._grid.take(places, 0))
         return out if out.dtype is self.stored_dtype else out.view(self.stored_dtype)
 
     def _fill(self, out: torch.Tensor, slots: Sequence[int]) -> list[int]:

@@ -17,13 +17,13 @@ from .._apply import AppliedPlan
 from .._digest import digest
 from ._batch import Batch
 from ._filling import distinct, joined, part
-from ._follow import Holes
 from ._guards import Validity
 from ._learning import learn
 from ._patches import Forward
 from ._program import Program, Tap
 from ._refusals import CacheRefusedError
 from ._rows import predicted_bytes
+from ._spares import Spares
 from ._store import Store
 from ._trace import Pass
 
@@ -50,7 +50,7 @@ class Way:
         moving: where the buffers stand that a pass may change.
         ahead: the ways of later phases, whose taps are stored along with this one's.
         behind: those of earlier phases, from whose taps this one's can be computed.
-        holes: what stands for what is not computed, by what it stands for and the batch's sizes.
+        spares: what answered passes leave for later ones.
         strikes: how many passes in a row went another way.
         checked: whether a row of a real batch was computed again and compared.
         look: learns the ways ahead; None once it has.
@@ -64,7 +64,7 @@ class Way:
     moving: list[tuple[dict[str, Any], str]]
     ahead: list[Way] = field(default_factory=list)
     behind: list[Way] = field(default_factory=list)
-    holes: Holes = field(default_factory=dict)
+    spares: Spares = field(default_factory=Spares)
     strikes: int = 0
     checked: bool = False
     look: Callable[[], None] | None = None
