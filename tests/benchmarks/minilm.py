@@ -22,6 +22,7 @@ from train import load, losses_of  # noqa: E402
 
 SHORTEST, LONGEST = 6, 119
 BATCH = 16
+OWN_BATCH = load_config(EXAMPLE / "config.yaml").training.batch_size
 LAYERS = 6
 
 
@@ -48,10 +49,10 @@ class Sentences(NamedTuple):
         topics, sentiments = self.labels
         return Batch(rows, ids, mask, (topics[rows], sentiments[rows]))
 
-    def epoch(self, generator: torch.Generator) -> list[Batch]:
+    def epoch(self, generator: torch.Generator, size: int = BATCH) -> list[Batch]:
         """Returns all rows in batches, in random order."""
         order = torch.randperm(len(self.tokens), generator=generator)
-        return [self.batch(rows) for rows in order.split(BATCH)]
+        return [self.batch(rows) for rows in order.split(size)]
 
 
 class Task(NamedTuple):
