@@ -8,10 +8,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from ._events import Source
+from ._functions import CREATES, LOOKS, flattened, function_name
 from ._patches import Forward, patched
 from ._program import Action, Dim, Hole, Program, Slot
 from ._spares import Spares
-from ._trace import CREATES, LOOKS, Source, flattened, function_name
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))
 

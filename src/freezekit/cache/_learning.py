@@ -10,12 +10,13 @@ from torch.utils._pytree import tree_flatten
 
 from .._gradients import undisturbed
 from ._batch import Batch, prefixes
+from ._events import Pass
 from ._filling import distinct
 from ._follow import Diverged, Replay
 from ._program import Program, Sizes, Slot, combine
 from ._refusals import CacheRefusedError, check_module, refuse
 from ._state import State
-from ._trace import Pass, Trace
+from ._watch import Watch
 
 _PROBES = ([0, 1], [2, 3, 4], [2, 3, 0, 4, 1])
 """Which rows are in the two batches that are traced, and in the one that is compared."""
@@ -129,9 +130,9 @@ def _probes(batch: Batch, *, trims: bool) -> Probes:
     return Probes(found, (length, short))
 
 
-def _traced(watched: Pass, probes: Probes, number: int, first: Trace | None) -> Trace:
+def _traced(watched: Pass, probes: Probes, number: int, first: Watch | None) -> Watch:
     leaves = probes.leaves(number)
-    trace = Trace(watched, leaves, probes.batch.layout, first)
+    trace = Watch(watched, leaves, probes.batch.layout, first)
     with _reported():
         trace.run(leaves)
     return trace
@@ -153,7 +154,7 @@ def _reported() -> Iterator[None]:
         ) from error
 
 
-def _proven(watched: Pass, probes: Probes, traces: list[Trace], *, functions: bool) -> Program:
+def _proven(watched: Pass, probes: Probes, traces: list[Watch], *, functions: bool) -> Program:
     """Returns the program of two traces if a third pass comes to the same with and without it."""
     program = combine(traces[0], traces[1], probes.sizes, functions=functions)
     if not program.taps:
@@ -236,7 +237,7 @@ def _third(lengths: list[int]) -> list[int]:
     return [lengths[at] for at in _PROBES[2]]
 
 
-def _values(program: Program, traces: list[Trace], probes: Probes) -> list[torch.Tensor]:
+def _values(program: Program, traces: list[Watch], probes: Probes) -> list[torch.Tensor]:
     """Returns what the third pass gets for each tap: rows of the two that were traced."""
     found = []
     for trace in traces:

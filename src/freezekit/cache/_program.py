@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch.utils._pytree import TreeSpec
 
+from ._events import Event, Source
 from ._refusals import refuse
-from ._trace import Event, Source, Trace
+from ._watch import Watch
 
 Origin: TypeAlias = tuple[Any, ...]
 Dim: TypeAlias = int | Literal["B", "L"]
@@ -106,7 +107,7 @@ class Program(NamedTuple):
     actions: tuple[Action, ...]
 
 
-def combine(first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> Program:
+def combine(first: Watch, second: Watch, sizes: Sizes, *, functions: bool) -> Program:
     """Returns the program that two traces over different batches agree on.
 
     Args:
@@ -179,7 +180,7 @@ def _own_tensors(events: Iterable[Event], looked: Iterable[object]) -> Iterator[
             waiting += origin
 
 
-def _check_same(first: Trace, second: Trace) -> None:
+def _check_same(first: Watch, second: Watch) -> None:
     """Raises if two passes went different ways."""
     for one, other in zip(first.events, second.events, strict=False):
         if (one.kind, one.name, one.given) != (other.kind, other.name, other.given) or (
@@ -209,7 +210,7 @@ class _Choice:
     lookup, and what saves nothing, since all that it takes is there.
     """
 
-    def __init__(self, first: Trace, second: Trace, sizes: Sizes, *, functions: bool) -> None:
+    def __init__(self, first: Watch, second: Watch, sizes: Sizes, *, functions: bool) -> None:
         self._events = (first.events, second.events)
         self._sizes = sizes
         self._returned = first.returned

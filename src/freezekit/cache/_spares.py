@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
+from ._events import Source
 from ._program import Dim, Hole
-from ._trace import Source
 
 _MOST_HOLES = 1024
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from .._apply import AppliedPlan
 from .._digest import digest
 from ._batch import Batch
+from ._events import Pass
 from ._filling import distinct, joined, part
 from ._guards import Validity
 from ._learning import learn
@@ -25,7 +26,6 @@ from ._refusals import CacheRefusedError
 from ._rows import predicted_bytes
 from ._spares import Spares
 from ._store import Store
-from ._trace import Pass
 
 _CHANGES = 8
 """How often what is stored may become invalid in one phase before it is given up."""

@@ -2,16 +2,29 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import tree_flatten
 
 from ._batch import Layout
+from ._events import Event, Known, Pass, Source, Visit, copied, together
+from ._functions import (
+    COUNTS,
+    CREATES,
+    HEAVY,
+    LOOKS,
+    flattened,
+    function_name,
+    is_tensor,
+    place_of,
+    random_state,
+    tells,
+    version,
+)
 from ._patches import Forward, patched
 from ._refusals import (
     check_call,
@@ -22,147 +35,8 @@ from ._refusals import (
     tensors_within,
 )
 
-Source = tuple[int, int]
-"""An output of an event: the number of the event, and of the leaf among its outputs."""
 
-LOOKS = frozenset((
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point",
-    "is_complex", "is_contiguous", "element_size", "__len__", "get_device", "storage_offset",
-    "is_signed", "is_inference", "data_ptr", "__hash__", "shape", "dtype", "device", "ndim",
-    "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "itemsize", "nbytes", "names",
-    "is_nested", "is_sparse", "is_quantized", "is_meta", "is_mps", "is_xpu", "is_cpu",
-    "_version", "output_nr", "is_sparse_csr", "is_mkldnn", "has_names", "is_conj", "is_neg",
-    "dim_order", "retains_grad", "_is_view", "is_tensor", "is_same_size", "result_type",
-    "is_shared", "is_pinned",
-))  # fmt: skip
-"""What reads of a tensor its form only."""
-
-_SHAPED = frozenset((
-    "nonzero", "argwhere", "unique", "unique_consecutive", "unique_dim", "masked_select",
-))  # fmt: skip
-"""What gives tensors whose form depends on values: whatever follows may depend on it."""
-
-_COUNTS = ("histc", "bincount")
-"""What counts the rows of each kind, as where a mixture of experts sorts them to compute with."""
-
-_PICKS = (torch.bool, torch.uint8)
-"""What picks some elements where it is an index."""
-
-CREATES = frozenset((
-    "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "randint_like",
-    "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
-    "new_tensor",
-))  # fmt: skip
-"""What reads of its first argument its form only."""
-
-_HEAVY = (
-    "linear",
-    "conv",
-    "mm",
-    "mv",
-    "matmul",
-    "einsum",
-    "attention",
-    "lstm",
-    "gru",
-    "rnn",
-    "scan",
-)
-"""Parts of the names of functions that are worth to be spared."""
-
-
-class Known(NamedTuple):
-    """What is known of a tensor in a pass.
-
-    Attributes:
-        hot: its values may be others in the next pass over the same inputs: they depend on what
-            trains, or on random numbers.
-        sources: which outputs of events it is, where a frozen call has a part in it.
-        derived: a frozen call has a part in it.
-        roots: the arguments of the pass that it depends on.
-        behind: the events that it depends on.
-        origin: where it comes from, for its name.
-        mixed: something has a part in it that was made of all rows together, such as a maximum.
-    """
-
-    hot: bool = False
-    sources: frozenset[Source] = frozenset()
-    derived: bool = False
-    roots: frozenset[int] = frozenset()
-    behind: frozenset[int] = frozenset()
-    origin: tuple[Any, ...] = ("unknown",)
-    mixed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """A call of a frozen module, or of a function of torch outside of those.
-
-    Attributes:
-        kind: which of the two.
-        name: path of the module, or name of the function.
-        func: the function.
-        skippable: whether its outputs can come from somewhere else.
-        arguments: what it got: origins of tensors, and plain values, flat.
-        given: which outputs of events are among that, in order.
-        reads: the sources that its outputs depend on.
-        roots: the arguments of the pass that they depend on.
-        behind: the events that they depend on, its own number among them.
-        spec: how the outputs are nested.
-        leaves: the outputs, flat; tensors as copies.
-        heavy: whether it multiplies matrices, convolves or the like.
-        hot: whether it reads something that trains and is no argument.
-        free: numbers of the outputs that depend on no argument of the pass.
-        mixed: numbers of the outputs in which all rows together have a part.
-    """
-
-    kind: Literal["call", "function"]
-    name: str
-    func: object
-    skippable: bool
-    arguments: list[Any]
-    given: tuple[Source, ...]
-    reads: frozenset[Source]
-    roots: frozenset[int]
-    behind: frozenset[int]
-    spec: TreeSpec | None = None
-    leaves: list[Any] = field(default_factory=list)
-    heavy: bool = False
-    hot: bool = False
-    free: set[int] = field(default_factory=set)
-    mixed: set[int] = field(default_factory=set)
-
-
-class Call(NamedTuple):
-    """A call of a module: its path, its event if it is one, the event within which it happened."""
-
-    path: str
-    event: int | None
-    within: int | None
-
-
-class Pass(NamedTuple):
-    """What one forward pass is: a function of the leaves of its arguments.
-
-    Attributes:
-        entry: the module.
-        run: calls it with these leaves.
-        hot: identities of what trains.
-        hot_paths: paths of the modules with something that trains at or below them.
-        weighty: paths of those with parameters at or below them.
-        boundary: path of the module after whose first call everything is computed; None if that is
-            for the data flow to say.
-    """
-
-    entry: torch.nn.Module
-    run: Callable[[Sequence[Any]], Any]
-    hot: frozenset[int]
-    hot_paths: frozenset[str]
-    weighty: frozenset[str]
-    boundary: str | None = None
-
-
-class Trace(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Watches one pass.
 
     Attributes:
@@ -175,7 +49,7 @@ class Trace(TorchFunctionMode):
     """
 
     def __init__(
-        self, watched: Pass, leaves: Sequence[Any], layout: Layout, first: "Trace | None" = None
+        self, watched: Pass, leaves: Sequence[Any], layout: Layout, first: "Watch | None" = None
     ) -> None:
         """Prepares to watch a pass.
 
@@ -187,7 +61,7 @@ class Trace(TorchFunctionMode):
         """
         super().__init__()
         self.events: list[Event] = []
-        self.calls: list[Call] = []
+        self.calls: list[Visit] = []
         self.returned: frozenset[Source] = frozenset()
         self.looked: list[tuple[Any, ...]] = []
         self.decided: list[str] = []
@@ -203,13 +77,13 @@ class Trace(TorchFunctionMode):
         self._shapes: list[tuple[str, list[torch.Size]]] = []
         self._rowless: set[int] = set()
         self._first = [] if first is None else first._shapes
-        self._all = frozenset(at for at, leaf in enumerate(leaves) if _is_tensor(leaf))
+        self._all = frozenset(at for at, leaf in enumerate(leaves) if is_tensor(leaf))
         self.known: dict[int, Known] = {}
         for path, module in watched.entry.named_modules():
             tables = (("parameter", module._parameters), ("buffer", module._buffers))
             for kind, table in (*tables, ("attribute", module.__dict__)):
                 for name, tensor in table.items():
-                    if _is_tensor(tensor):
+                    if is_tensor(tensor):
                         hot = id(tensor) in watched.hot
                         self.known.setdefault(id(tensor), Known(hot=hot, origin=(kind, path, name)))
         for at in self._all:
@@ -228,8 +102,8 @@ class Trace(TorchFunctionMode):
         with patched(modules.items(), self._wrap), self:
             result = self._watched.run(leaves)
             with self._unseen():
-                given = [self._of(leaf) for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
-        self.returned = _joined(given).sources
+                given = [self._of(leaf) for leaf in tree_flatten(result)[0] if is_tensor(leaf)]
+        self.returned = together(given).sources
         known, inner = self.known, self._inner
         for each in self._escaped():
             if each in inner:
@@ -244,7 +118,7 @@ class Trace(TorchFunctionMode):
         They may be in objects that are returned, in attributes of modules, in lists of hooks. The
         trace lets go of all that it kept.
         """
-        held = {id(each): weakref.ref(each) for each in self._keep if _is_tensor(each)}
+        held = {id(each): weakref.ref(each) for each in self._keep if is_tensor(each)}
         self._keep.clear()
         alive = [each for each in (held.values()) if each() is not None]
         if any(id(each()) in self._inner for each in alive):
@@ -273,20 +147,20 @@ class Trace(TorchFunctionMode):
         if name in LOOKS:
             return func(*args, **kwargs)
         flat = [*flattened((args, kwargs))]
-        tensors = [each for each in flat if _is_tensor(each)]
+        tensors = [each for each in flat if is_tensor(each)]
         if self._within is not None:
             return self._inside(name, func(*args, **kwargs), tensors)
         given = [self._of(each) for each in tensors]
-        versions = [_version(each) for each in tensors]
-        before = _rng()
+        versions = [version(each) for each in tensors]
+        before = random_state()
         result = func(*args, **kwargs)
-        random = not torch.equal(before, _rng())
+        random = not torch.equal(before, random_state())
         mutated = [
             tensor
-            for tensor, version in zip(tensors, versions, strict=True)
-            if _version(tensor) != version
+            for tensor, before_it in zip(tensors, versions, strict=True)
+            if version(tensor) != before_it
         ]
-        joined = _joined([self._ambient, *(given[1:] if name in CREATES else given)])
+        joined = together([self._ambient, *(given[1:] if name in CREATES else given)])
         known = joined._replace(
             hot=joined.hot or random,
             sources=frozenset(),
@@ -296,17 +170,17 @@ class Trace(TorchFunctionMode):
         event = None
         if any(id(each) in self._marks for each in tensors):
             event = self._event("function", name, func, (args, kwargs), joined)
-            event.leaves, event.spec = _copied(result)
+            event.leaves, event.spec = copied(result)
             same = any(each is one for each in tree_flatten(result)[0] for one in tensors)
             changes = known.hot or mutated or same or self._past
             event.skippable = not changes and self._pays(event, tensors)
             known = known._replace(behind=event.behind)
-        if _tells(name, result, tensors):
+        if tells(name, result, tensors):
             self._decide(name, known, tensors)
         if mutated:
             self._spread(mutated, known)
         for number, tensor in enumerate(tree_flatten(result)[0]):
-            if _is_tensor(tensor) and not any(tensor is each for each in tensors):
+            if is_tensor(tensor) and not any(tensor is each for each in tensors):
                 if event is not None:
                     place = (len(self.events) - 1, number)
                     sources = frozenset((place,)) if event.skippable else frozenset()
@@ -323,7 +197,7 @@ class Trace(TorchFunctionMode):
     def _pays(self, event: Event, tensors: list[torch.Tensor]) -> bool:
         """Returns whether a function gives tensors only, no larger than those it takes."""
         out = [leaf for leaf in event.leaves if leaf is not None]
-        if not out or not all(_is_tensor(leaf) for leaf in out):
+        if not out or not all(is_tensor(leaf) for leaf in out):
             return False
         taken = sum(each.nbytes for each in tensors if id(each) in self._marks)
         given: int = sum(each.nbytes for each in out)
@@ -337,7 +211,7 @@ class Trace(TorchFunctionMode):
         """Returns where arguments come from, flat, and last how they are nested and named."""
         leaves, spec = tree_flatten(given)
         flat = [each for leaf in leaves for each in flattened(leaf)]
-        told = [self._of(each).origin if _is_tensor(each) else _told(each) for each in flat]
+        told = [self._of(each).origin if is_tensor(each) else _told(each) for each in flat]
         return [*told, repr(spec)]
 
     def _event(
@@ -367,10 +241,10 @@ class Trace(TorchFunctionMode):
 
     def _spread(self, mutated: list[torch.Tensor], known: Known) -> None:
         """Lets all that shares memory with what was written in place depend on what was written."""
-        places = {_place(each) for each in mutated}
-        for tensor in [each for each in self._keep if _is_tensor(each)]:
-            if _place(tensor) in places and id(tensor) in self.known:
-                joined = _joined([self.known[id(tensor)], known])
+        places = {place_of(each) for each in mutated}
+        for tensor in [each for each in self._keep if is_tensor(each)]:
+            if place_of(tensor) in places and id(tensor) in self.known:
+                joined = together([self.known[id(tensor)], known])
                 origin = ("written", *known.origin, self.known[id(tensor)].origin)
                 self.known[id(tensor)] = joined._replace(hot=joined.hot, origin=origin)
 
@@ -384,20 +258,20 @@ class Trace(TorchFunctionMode):
             self.decided.append(name)
             known = known._replace(hot=True)
         self.looked += [self._of(each).origin for each in tensors]
-        self._ambient = _joined([self._ambient, known])
+        self._ambient = together([self._ambient, known])
 
     def _inside(self, name: str, result: object, tensors: list[torch.Tensor]) -> object:
         """Notes a function within a frozen call, and what it reads that is no argument of it."""
         assert self._within is not None
         event = self.events[self._within]
-        event.heavy = event.heavy or any(part in name for part in _HEAVY)
+        event.heavy = event.heavy or any(part in name for part in HEAVY)
         read = [self._of_inner(each) for each in tensors]
-        joined = _joined(read)
+        joined = together(read)
         event.reads |= joined.sources
         event.roots |= joined.roots
         event.behind |= joined.behind
         event.hot = event.hot or joined.hot
-        if _tells(name, result, tensors) and not joined.roots <= self._mask:
+        if tells(name, result, tensors) and not joined.roots <= self._mask:
             refuse(
                 "control_flow",
                 f"{event.name!r} reads values of the batch in Python ({name}), on which what it "
@@ -409,7 +283,7 @@ class Trace(TorchFunctionMode):
         mixed = joined.mixed or self._mixes(name, result, tensors, joined.roots)
         known = joined._replace(sources=frozenset(), derived=True, mixed=mixed)
         for each in flattened(result):
-            if _is_tensor(each) and id(each) not in self.known:
+            if is_tensor(each) and id(each) not in self.known:
                 self._inner[id(each)] = known
                 self._keep.append(each)
         return result
@@ -423,7 +297,7 @@ class Trace(TorchFunctionMode):
         depends on nothing but the mask tells of padding.
         """
         at = len(self._shapes)
-        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+        leaves = [leaf for leaf in tree_flatten(result)[0] if is_tensor(leaf)]
         self._shapes.append((name, [leaf.shape for leaf in leaves]))
         if at >= len(self._first) or self._first[at][0] != name:
             self._first = []
@@ -434,7 +308,7 @@ class Trace(TorchFunctionMode):
             return False
         self._rowless.update(map(id, rowless))
         read = (each for each in tensors if self._of_inner(each).roots)
-        return name not in _COUNTS and not all(id(each) in self._rowless for each in read)
+        return name not in COUNTS and not all(id(each) in self._rowless for each in read)
 
     def _of_inner(self, tensor: torch.Tensor) -> Known:
         """Returns what is known of a tensor within a frozen call."""
@@ -485,12 +359,12 @@ class Trace(TorchFunctionMode):
     def _wrap(self, path: str, forward: Forward) -> Forward:
         def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             if self._within is not None:
-                self.calls.append(Call(path, None, self._within))
+                self.calls.append(Visit(path, None, self._within))
                 return forward(*args, **kwargs)
             flat = [*flattened((args, kwargs))]
             with self._unseen():
-                given = [self._of(each) for each in flat if _is_tensor(each)]
-                joined = _joined([self._ambient, *given])
+                given = [self._of(each) for each in flat if is_tensor(each)]
+                joined = together([self._ambient, *given])
             weighty = path in self._watched.weighty
             computed = path in self._watched.hot_paths or joined.hot or self._is_beyond(path)
             if computed or not (weighty or joined.derived):
@@ -500,7 +374,7 @@ class Trace(TorchFunctionMode):
                         f"boundary={path!r}: something in it trains, or comes before it and trains",
                         "name a module that is frozen with all before it, or leave boundary away",
                     )
-                self.calls.append(Call(path, None, None))
+                self.calls.append(Visit(path, None, None))
                 return forward(*args, **kwargs)
             return self._frozen(path, forward, (args, kwargs), joined)
 
@@ -517,30 +391,30 @@ class Trace(TorchFunctionMode):
         flat = [*flattened(given)]
         with self._unseen():
             event = self._event("call", path, None, given, joined._replace(sources=frozenset()))
-            self.calls.append(Call(path, at, None))
-            buffers = [(name, each, _version(each)) for name, each in module.named_buffers()]
+            self.calls.append(Visit(path, at, None))
+            buffers = [(name, each, version(each)) for name, each in module.named_buffers()]
             states = [(each, tensors_within(each)) for each in flat if not is_plain(each)]
-            taken = {id(each): _version(each) for each in flat if _is_tensor(each)}
-            before, self._within = _rng(), at
+            taken = {id(each): version(each) for each in flat if is_tensor(each)}
+            before, self._within = random_state(), at
         try:
             result = forward(*given[0], **given[1])
         finally:
             self._within = None
             self._past = self._past or path == self._watched.boundary
         with self._unseen():
-            random = not torch.equal(before, _rng())
+            random = not torch.equal(before, random_state())
             if random and path in self._watched.weighty:
                 refuse_random(path, module)
-            if any(_version(each) != taken.get(id(each)) for each in flat if _is_tensor(each)):
+            if any(version(each) != taken.get(id(each)) for each in flat if is_tensor(each)):
                 refuse_in_place(path)
             check_call(path, module, states, buffers, result)
-            event.leaves, event.spec = _copied(result)
+            event.leaves, event.spec = copied(result)
             hot = random or event.hot
             known = Known(hot=hot, derived=True, roots=event.roots, behind=event.behind)
-            out = [leaf for leaf in tree_flatten(result)[0] if _is_tensor(leaf)]
+            out = [leaf for leaf in tree_flatten(result)[0] if is_tensor(leaf)]
             event.skippable = not hot and any(id(leaf) not in taken for leaf in out)
             for number, leaf in enumerate(tree_flatten(result)[0]):
-                if _is_tensor(leaf):
+                if is_tensor(leaf):
                     place = (at, number)
                     sources = frozenset((place,))
                     here = self._inner.get(id(leaf)) or self._of(leaf)
@@ -564,7 +438,7 @@ def _held(entry: torch.nn.Module) -> Iterator[torch.Tensor]:
     for module in entry.modules():
         for value in (*module._buffers.values(), *module.__dict__.values()):
             if value is not module._parameters and value is not module._buffers:
-                yield from (each for each in flattened(value) if _is_tensor(each))
+                yield from (each for each in flattened(value) if is_tensor(each))
 
 
 def _check_kept(known: Known) -> None:
@@ -578,74 +452,5 @@ def _check_kept(known: Known) -> None:
         )
 
 
-def _tells(name: str, result: object, tensors: Sequence[torch.Tensor]) -> bool:
-    """Returns whether a function told Python something about values."""
-    if name in _SHAPED or (name == "where" and len(tensors) == 1):
-        return True
-    if name == "__getitem__" and any(each.dtype in _PICKS for each in tensors[1:]):
-        return True
-    return any(leaf is not None and not _is_tensor(leaf) for leaf in tree_flatten(result)[0])
-
-
-def function_name(func: Any) -> str:  # noqa: ANN401
-    """Returns the name of what a torch function mode intercepts; of a property, the property's."""
-    name: str = getattr(func, "__name__", "")
-    if name in ("__get__", "__set__"):
-        prefix = "" if name == "__get__" else "set "
-        name = prefix + getattr(func.__self__, "__name__", name)
-    return name or type(func).__name__
-
-
-def flattened(value: object) -> Iterator[object]:
-    """Yields what is in nested lists, tuples, dicts and what pytrees know."""
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from flattened(each)
-    elif isinstance(value, Mapping):
-        yield from flattened(list(value.values()))
-    else:
-        yield value
-
-
-def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor)
-
-
-def _joined(given: Sequence[Known]) -> Known:
-    return Known(
-        hot=any(each.hot for each in given),
-        sources=frozenset().union(*(each.sources for each in given)),
-        derived=any(each.derived for each in given),
-        roots=frozenset().union(*(each.roots for each in given)),
-        behind=frozenset().union(*(each.behind for each in given)),
-        mixed=any(each.mixed for each in given),
-    )
-
-
 def _told(value: object) -> object:
     return value if is_plain(value) else type(value).__name__
-
-
-def _copied(result: object) -> tuple[list[Any], TreeSpec]:
-    leaves, spec = tree_flatten(result)
-    return [leaf.detach().clone() if _is_tensor(leaf) else leaf for leaf in leaves], spec
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _place(tensor: torch.Tensor) -> int | None:
-    try:
-        place: int = tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
-        return None
-    return place
-
-
-def _rng() -> torch.Tensor:
-    """Returns the state of torch's generators, of the CPU and of accelerators in use."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    return torch.cat(states)
