@@ -390,6 +390,14 @@ def test_samples_have_ids_of_their_split() -> None:
         assert cache.stats().hits == 12 + 6  # those without an id go by their content
 
 
+def test_a_sample_has_one_id_however_it_is_counted() -> None:
+    """From the end too; numbers of another split are others."""
+    first, other = (WithIds([{"x": 0}, {"x": 1}, {"x": 2}], split=name) for name in "ab")
+    assert [first[at] for at in (-3, -2, -1)] == [first[at] for at in (0, 1, 2)]
+    found = [split[at]["sample_id"] for split in (first, other) for at in range(3)]
+    assert len({*found}) == 6
+
+
 def test_an_id_for_other_data_is_found_out() -> None:
     """At once where rows are small, by an audit where they are large."""
     model = reader()

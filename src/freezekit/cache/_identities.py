@@ -63,7 +63,8 @@ class WithIds(Dataset[dict[str, Any]]):
                 + (f" with a key {self._key!r}" if isinstance(sample, Mapping) else "")
                 + f"; expected a dict without a key {self._key!r}"
             )
-        return {**sample, self._key: self._first + index}
+        number = index + len(self) if index < 0 else index
+        return {**sample, self._key: self._first + number}
 
 
 class Identities:
