@@ -32,10 +32,10 @@ from ._rules import is_real, whole_number
 from ._sharding import ask_again, is_dtensor, stored
 from ._steps import Base
 from ._sync import Sync, several_ranks
-from ._writer import Change, Writer, check_writable
+from ._writer import Change, Holding, LettingGo, Places, Writer, check_writable
 from .errors import FreezekitError, PlanError
 
-_NOTHING = Change((), (), (), (), ())
+_NOTHING = Change()
 _STATE_VERSION = 1
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
@@ -172,17 +172,17 @@ class AppliedPlan:
         change = self._writer.change(self.phase.index, phase.index)
         self._writer.check(change)
         if may_wait:
-            self._check_synchronized(change.unfreeze)
+            self._check_synchronized(change.unfreeze.rows)
         else:  # A state may be loaded before the model is wrapped: checked by the next `advance`.
-            self._unchecked.update(change.unfreeze)
-        opens = bool(change.unfreeze or self._waiting.unfreeze)
+            self._unchecked.update(change.unfreeze.rows)
+        opens = bool(change.unfreeze.rows or self._waiting.unfreeze.rows)
         opens = opens or self._steps.opens_rows(self.phase, phase)
         waits = may_wait and opens and self._steps.gathers()
         if self._waiting is not _NOTHING:
-            change = _joined(self._waiting, change)
+            change = self._writer.joined(self._waiting, change)
         if waits:
-            self._writer.carry_out(change._replace(unfreeze=(), let_go=()))
-            self._waiting = change._replace(freeze=(), hold=())
+            self._writer.carry_out(change._replace(unfreeze=Places(), let_go=LettingGo()))
+            self._waiting = change._replace(freeze=Places(), hold=Holding())
         else:
             self._carry_out(change)
             self._waiting = _NOTHING
@@ -192,7 +192,8 @@ class AppliedPlan:
 
     def _carry_out(self, change: Change) -> None:
         self._writer.carry_out(change)
-        if change.unfreeze and is_dtensor(self._writer.parameter(change.unfreeze[0])):
+        opened = change.unfreeze.rows
+        if opened and is_dtensor(self._writer.parameter(opened[0])):
             ask_again(self._modules)
 
     def _stepped(self) -> None:
@@ -517,15 +518,16 @@ class AppliedPlan:
         self._writer.reshard()
         wanted, find = set(rows), self._writer.parameter
         flags = [find(row).requires_grad for row in range(len(self.resolved._tree.names))]
-        opened = [row for row in sorted(wanted) if not flags[row]]
-        closed = [row for row, trains in enumerate(flags) if trains and row not in wanted]
-        self._writer.carry_out(_NOTHING._replace(freeze=closed, unfreeze=opened))
+        places = self._writer.places
+        opened = places([row for row in sorted(wanted) if not flags[row]])
+        closed = places([row for row, trains in enumerate(flags) if trains and row not in wanted])
+        self._writer.carry_out(Change(freeze=closed, unfreeze=opened))
         try:
             yield
         finally:
             if not self._released:
                 self._writer.reshard()
-                self._writer.carry_out(_NOTHING._replace(freeze=opened, unfreeze=closed))
+                self._writer.carry_out(Change(freeze=opened, unfreeze=closed))
 
     def _narrow_guards(self) -> None:
         """Takes what is not frozen any more out of every guard."""
@@ -542,7 +544,7 @@ class AppliedPlan:
             return {}
         self._writer.reshard()
         resolved = self.resolved
-        live = set(self._waiting.unfreeze)
+        live = set(self._waiting.unfreeze.rows)
         found: dict[str, torch.Tensor] = {}
         for row, outcome in enumerate(resolved._outcome_ids):
             decision = resolved._outcomes[outcome].decisions[self.phase.index]
@@ -669,16 +671,6 @@ def untrained(resolved: ResolvedPlan) -> Iterator[PlanError]:
                 f"nothing is trainable{when}: all {len(resolved.rows)} parameters are frozen; "
                 "unfreeze some, or say FreezePlan(allow_all_frozen=True)"
             )
-
-
-def _joined(waiting: Change, change: Change) -> Change:
-    """Returns a change with what still waits to be opened, unless it closes again."""
-    closing, held = set(change.freeze), {row for row, _ in change.hold}
-    unfreeze = [row for row in waiting.unfreeze if row not in closing]
-    let_go = [row for row in waiting.let_go if row not in held]
-    return change._replace(
-        unfreeze=[*unfreeze, *change.unfreeze], let_go=sorted([*let_go, *change.let_go])
-    )
 
 
 def _whole(clock: int | None) -> int | None:

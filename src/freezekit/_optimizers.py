@@ -10,7 +10,7 @@ from ._cascade import Decision, Outcome
 from ._resolved import Phase, ResolvedPlan
 from ._resume import by_name
 from ._rows import RowKeeper, check_whole, frozen_rows
-from ._sharding import is_flattened
+from ._sharding import is_flattened, may_be_sharded
 from ._steps import Base, Ramp, StandIn, StepHooks, changes, ramp, stand_ins, stepped
 from ._sync import on_any_rank
 from ._verbs import did_you_mean
@@ -53,12 +53,14 @@ class _Attached(NamedTuple):
 
     Attributes:
         groups: the rows in each of its param groups.
+        outcomes: the outcomes of these, -1 for a parameter that is not in the model.
         acting: those groups whose values change.
         partial: rows of the tensors of which only some rows train.
         handles: the hooks on its loading.
     """
 
     groups: list[list[int]]
+    outcomes: list[set[int]]
     acting: list[_Acting]
     partial: list[int]
     handles: tuple[RemovableHandle, ...]
@@ -162,6 +164,7 @@ class Optimizers:
             old = self.attached.get(hooks)
             self.attached[hooks] = _Attached(
                 groups=groups[optimizer],
+                outcomes=self._find_outcomes(groups[optimizer], optimizer),
                 acting=acting[optimizer],
                 partial=[
                     row for group in groups[optimizer] for row in group if self._has_rows(row)
@@ -296,7 +299,17 @@ class Optimizers:
 
     def gathers(self) -> bool:
         """Returns whether gradients are gathered that no step has used yet, on any rank."""
-        found = any(hooks.has_gradients() for hooks in self.attached)
+        frozen = {
+            number
+            for number, outcome in enumerate(self._resolved._outcomes)
+            if _is_frozen(outcome.decisions[self._phase.index])
+        }
+        found = any(
+            hooks.has_gradients({at for at, ids in enumerate(each.outcomes) if ids <= frozen})
+            for hooks, each in self.attached.items()
+        )
+        if not may_be_sharded():
+            return found
         held = (p for each in self.all for group in each.param_groups for p in group["params"])
         flattened = next(filter(is_flattened, held), None)
         if flattened is None:
@@ -346,6 +359,16 @@ class Optimizers:
     def _note_loaded(self, optimizer: torch.optim.Optimizer) -> None:
         """Drops later: the clock that the state belongs to may still have to be loaded."""
         self._loaded = True
+
+    def _find_outcomes(
+        self, groups: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer
+    ) -> list[set[int]]:
+        ids = self._resolved._outcome_ids
+        found = [{ids[row] for row in rows} for rows in groups]
+        for rows, outcomes, group in zip(groups, found, optimizer.param_groups, strict=True):
+            if len(rows) < len(group["params"]):
+                outcomes.add(-1)
+        return found
 
     def _find_acting(
         self, groups: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer
@@ -430,3 +453,8 @@ def _check_optimizer(optimizer: object, resolved: ResolvedPlan) -> None:
             if key not in optimizer.defaults:
                 known = did_you_mean(key, optimizer.defaults)
                 raise FreezekitError(f"{type(optimizer).__name__} has no option {key!r}{known}")
+
+
+def _is_frozen(decision: Decision) -> bool:
+    """Returns whether a rule froze it, so that it has no gradient."""
+    return decision.decided and not decision.trainable

@@ -134,7 +134,7 @@ class Setup:
             self._applied, attached = target._modules, target._optimizers
             self.lacking = target._steps.lacking
             names = target.resolved._tree.names
-            self.waiting = frozenset(names[row] for row in target._waiting.unfreeze)
+            self.waiting = frozenset(names[row] for row in target._waiting.unfreeze.rows)
             model = target._modules[0]
         self.tree, self.modules = walk(model, Automaton([], []))
         marks = [self.modules[row].__dict__[MARK] for row in self.tree.marked]

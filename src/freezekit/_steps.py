@@ -5,7 +5,7 @@ one left there would be multiplied again by every scheduler that does not. So no
 assigned for longer than a step, and nothing is counted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -133,12 +133,15 @@ class StepHooks:
         saved = (value for other, name, value in self._saved if other is group and name == key)
         return next(saved, group[key])
 
-    def has_gradients(self) -> bool:
+    def has_gradients(self, frozen: Container[int]) -> bool:
         """Returns whether gradients are gathered that no step has used yet.
 
         Those that the last step used, zeros, and those of a step that a scaler skipped because one
         is not finite do not count. Whether the last step used them is read off one parameter: what
         comes after a step clears all gradients before it gathers new ones.
+
+        Args:
+            frozen: the groups that have none, which are not looked through.
         """
         if self._asked is not None:
             return self._asked()
@@ -148,7 +151,8 @@ class StepHooks:
             return False
         gradients = [
             parameter.grad
-            for group in self.optimizer.param_groups
+            for at, group in enumerate(self.optimizer.param_groups)
+            if at not in frozen
             for parameter in group["params"]
             if parameter.grad is not None
         ]

@@ -1,10 +1,11 @@
 """The only module that writes to a model: flags, gradients, modes and what remembers them."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from operator import getitem, is_not, length_hint
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -22,11 +23,13 @@ class Hold:
     whichever parent it comes. Travels with copies and pickles of the model.
     """
 
-    def __init__(self, module: torch.nn.Module, mode: bool, before: bool) -> None:
+    def __init__(
+        self, module: torch.nn.Module, mode: bool, before: bool, replaced: object = None
+    ) -> None:
         self.module = module
         self.mode = mode
         self.before = before
-        self.replaced = module.__dict__.get("train")
+        self.replaced = replaced
         self.asked: bool | None = None
         self.dropout: float | None = None
 
@@ -74,26 +77,82 @@ class Mark:
         return vars(self) | {"live": False}
 
 
-Edge: TypeAlias = tuple[Mapping[str, torch.nn.Module | None], str, int]
-"""A module's table of children, a name in it, and the row of the module that stands there."""
+class Places(NamedTuple):
+    """Parameters, in columns: where each of them is found whenever it is written.
+
+    Attributes:
+        rows: their rows.
+        tables: for each, its module's table of parameters.
+        leaves: its name there.
+    """
+
+    rows: Sequence[int] = ()
+    tables: Sequence[dict[str, Any]] = ()
+    leaves: Sequence[str] = ()
+
+
+class Edges(NamedTuple):
+    """Modules on the way to others, in columns.
+
+    Attributes:
+        rows: their rows.
+        tables: for each, the table of children it stands in.
+        leaves: its name there.
+        children: itself.
+    """
+
+    rows: Sequence[int] = ()
+    tables: Sequence[Mapping[str, torch.nn.Module | None]] = ()
+    leaves: Sequence[str] = ()
+    children: Sequence[torch.nn.Module] = ()
+
+
+class Holding(NamedTuple):
+    """Modules to hold, in columns.
+
+    Attributes:
+        rows: their rows.
+        tables: their attributes.
+        holds: what holds each.
+        kept: the rows of those that are held in train mode.
+    """
+
+    rows: Sequence[int] = ()
+    tables: Sequence[dict[str, Any]] = ()
+    holds: Sequence[Hold] = ()
+    kept: Collection[int] = ()
+
+
+class LettingGo(NamedTuple):
+    """Modules to hold no more, in columns, parents first.
+
+    Attributes:
+        rows: their rows.
+        tables: their attributes.
+        above: those of their parents.
+    """
+
+    rows: Sequence[int] = ()
+    tables: Sequence[dict[str, Any]] = ()
+    above: Sequence[dict[str, Any]] = ()
 
 
 class Change(NamedTuple):
-    """What differs between two phases, by row, and the way to it.
+    """What differs between two phases, and the way to it.
 
     Attributes:
         freeze: parameters to freeze.
         unfreeze: parameters to let train.
-        hold: modules to hold, and whether in train mode.
-        let_go: modules to hold no more, parents first.
-        edges: the way to each of their modules.
+        hold: modules to hold.
+        let_go: modules to hold no more.
+        edges: the way to the modules of all these.
     """
 
-    freeze: Sequence[int]
-    unfreeze: Sequence[int]
-    hold: Sequence[tuple[int, bool]]
-    let_go: Sequence[int]
-    edges: Sequence[Edge]
+    freeze: Places = Places()
+    unfreeze: Places = Places()
+    hold: Holding = Holding()
+    let_go: LettingGo = LettingGo()
+    edges: Edges = Edges()
 
 
 class Writer:
@@ -139,11 +198,9 @@ class Writer:
         held, kept = resolved._held(0)
         self.carry_out(
             Change(
-                freeze=[row for row, each in rows if each.decided and not each.trainable],
-                unfreeze=[row for row, each in rows if each.trainable and not tree.flags[row]],
-                hold=[(row, row in kept) for row, is_held in enumerate(held) if is_held],
-                let_go=(),
-                edges=(),
+                self.places([row for row, each in rows if each.decided and not each.trainable]),
+                self.places([row for row, each in rows if each.trainable and not tree.flags[row]]),
+                hold=self._holding([row for row, is_held in enumerate(held) if is_held], kept),
             )
         )
         for before, after in pairwise(resolved.phases):
@@ -166,34 +223,81 @@ class Writer:
                 (unfreeze if turn > 0 else freeze).extend(rows)
         (old, old_kept), (new, new_kept) = resolved._held(before), resolved._held(after)
         hold = [
-            (row, row in new_kept)
+            row
             for row, is_held in enumerate(new)
             if is_held and (not old[row] or (row in old_kept) != (row in new_kept))
         ]
         let_go = [row for row, was in enumerate(old) if was and not new[row]]
         owners = resolved._tree.owners
-        touched = {owners[row] for row in (*freeze, *unfreeze)} | {row for row, _ in hold}
-        return Change(freeze, unfreeze, hold, let_go, self._edges(touched.union(let_go)))
+        touched = {owners[row] for row in (*freeze, *unfreeze)}.union(hold, let_go)
+        return Change(
+            self.places(freeze),
+            self.places(unfreeze),
+            self._holding(hold, new_kept),
+            self._letting_go(let_go),
+            self._edges(touched),
+        )
 
-    def _edges(self, rows: Iterable[int]) -> list[Edge]:
-        tree = self._resolved._tree
-        edges: list[Edge] = []
+    def places(self, rows: Sequence[int]) -> Places:
+        """Returns where parameters are found."""
+        tables, leaves = self._tables, self._leaves
+        return Places(rows, [tables[row] for row in rows], [leaves[row] for row in rows])
+
+    def _holding(self, rows: Sequence[int], kept: Collection[int]) -> Holding:
+        holds = self._holds
+        for row in rows:
+            if holds[row] is None:
+                holds[row] = Hold(self.modules[row], False, self._modes[row])
+        found = [hold for hold in map(holds.__getitem__, rows) if hold is not None]
+        return Holding(rows, [self._dicts[row] for row in rows], found, kept)
+
+    def _letting_go(self, rows: Sequence[int]) -> LettingGo:
+        dicts, parents = self._dicts, self._resolved._tree.parents
+        above = [dicts[parents[row]] for row in rows]
+        return LettingGo(rows, [dicts[row] for row in rows], above)
+
+    def joined(self, waiting: Change, change: Change) -> Change:
+        """Returns a change with what still waits to be opened, unless it closes again."""
+        closing, held = set(change.freeze.rows), set(change.hold.rows)
+        unfreeze = [row for row in waiting.unfreeze.rows if row not in closing]
+        let_go = [row for row in waiting.let_go.rows if row not in held]
+        return change._replace(
+            unfreeze=self.places([*unfreeze, *change.unfreeze.rows]),
+            let_go=self._letting_go(sorted([*let_go, *change.let_go.rows])),
+        )
+
+    def _edges(self, rows: Iterable[int]) -> Edges:
+        tree, modules = self._resolved._tree, self.modules
+        way: list[int] = []
         known = {0}
         for row in rows:
             while row not in known:
                 known.add(row)
-                parent = tree.parents[row]
-                leaf = sys.intern(tree.prefixes[row][len(tree.prefixes[parent]) : -1])
-                edges.append((self.modules[parent]._modules, leaf, row))
-                row = parent
-        return edges
+                way.append(row)
+                row = tree.parents[row]
+        way.sort()
+        above = [tree.parents[row] for row in way]
+        return Edges(
+            way,
+            [modules[parent]._modules for parent in above],
+            [
+                sys.intern(tree.prefixes[row][len(tree.prefixes[parent]) : -1])
+                for row, parent in zip(way, above, strict=True)
+            ],
+            [modules[row] for row in way],
+        )
 
     def check(self, change: Change) -> None:
         """Raises if a module that a change touches was replaced since the plan was applied."""
-        modules = self.modules
-        for table, leaf, row in change.edges:
+        rows, tables, leaves, children = change.edges
+        try:
+            if not any(map(is_not, map(getitem, tables, leaves), children)):
+                return
+        except KeyError:
+            pass
+        for row, table, leaf, module in zip(rows, tables, leaves, children, strict=True):
             child = table.get(leaf)
-            if child is not modules[row] and (child is None or unwrap(child) is not modules[row]):
+            if child is not module and (child is None or unwrap(child) is not module):
                 path = self._resolved._tree.prefixes[row][:-1]
                 raise FreezekitError(
                     f"{path!r} was replaced since the plan was applied; release the plan and apply "
@@ -202,8 +306,7 @@ class Writer:
 
     def check_whole(self) -> None:
         """Raises if any module was replaced since the plan was applied."""
-        edges = self._edges(range(len(self.modules)))
-        self.check(Change((), (), (), (), edges))
+        self.check(Change(edges=self._edges(range(len(self.modules)))))
 
     def carry_out(self, change: Change) -> None:
         """Writes a change: flags, cleared gradients, modes.
@@ -215,40 +318,44 @@ class Writer:
         try:
             self._close(change.freeze)
         except FreezekitError:
-            self._flag(change.unfreeze, False)
+            self._flag(change.unfreeze.rows, False)
             raise
         self._let_go(change.let_go)
         self._hold(change.hold)
 
-    def _open(self, rows: Sequence[int]) -> None:
+    def _open(self, places: Places) -> None:
         """Lets parameters train; all of them or none."""
-        tables, leaves = self._tables, self._leaves
-        row = -1
+        tables = iter(places.tables)
+        parameter: Any
         try:
-            for row in rows:
-                tables[row][leaves[row]].requires_grad = True  # type: ignore[union-attr]
+            for parameter in map(getitem, tables, places.leaves):
+                parameter.requires_grad = True
         except (KeyError, AttributeError, RuntimeError):
-            self._flag(rows[: rows.index(row)], False)
-            raise self._unwritable(row) from None
+            raise self._undone(places, tables, False) from None
 
-    def _close(self, rows: Sequence[int]) -> None:
+    def _close(self, places: Places) -> None:
         """Freezes parameters and clears their gradients; all of them or none."""
-        tables, leaves = self._tables, self._leaves
+        tables = iter(places.tables)
+        parameter: Any
         cleared: list[tuple[torch.Tensor, torch.Tensor]] = []
-        row = -1
         try:
-            for row in rows:
-                parameter: Any = tables[row][leaves[row]]
+            for parameter in map(getitem, tables, places.leaves):
                 parameter.requires_grad = False
                 grad = parameter.grad
                 if grad is not None:
                     cleared.append((parameter, grad))
                     parameter.grad = None
         except (KeyError, AttributeError, RuntimeError):
-            self._flag(rows[: rows.index(row)], True)
+            error = self._undone(places, tables, True)
             for parameter, grad in cleared:
                 parameter.grad = grad
-            raise self._unwritable(row) from None
+            raise error from None
+
+    def _undone(self, places: Places, left: Iterator[object], trained: bool) -> FreezekitError:
+        """Undoes flags up to the one that could not be written; returns what is wrong with that."""
+        at = len(places.rows) - length_hint(left) - 1
+        self._flag(places.rows[:at], trained)
+        return self._unwritable(places.rows[at])
 
     def _flag(self, rows: Iterable[int], trains: bool) -> None:
         """Writes back the flags of parameters that were just written."""
@@ -306,24 +413,21 @@ class Writer:
             )
         return parameter
 
-    def _hold(self, rows: Sequence[tuple[int, bool]]) -> None:
+    def _hold(self, holding: Holding) -> None:
         """Holds modules in eval, or in train mode without dropout where told to."""
-        dicts, holds, special = self._dicts, self._holds, self._special
-        rest = []
-        for row, train in rows:
-            table = dicts[row]
-            if row in special or "train" in table:
-                rest.append((row, train))
+        rows, tables, holds, kept = holding
+        others = {id(self._dicts[row]) for row in self._special.intersection(rows)}
+        for table, hold in zip(tables, holds, strict=True):
+            if "train" in table or (others and id(table) in others):
+                others.add(id(table))
                 continue
-            hold = holds[row]
-            if hold is None:
-                hold = holds[row] = Hold(self.modules[row], False, self._modes[row])
             hold.asked = None
             table["train"] = hold
             table["training"] = False
-        if rest:  # These may have a `train` of the user's now: let go as carefully as held.
-            special.update(row for row, _ in rest)
-            self._hold_special(rest, [row for row, _ in rows])
+        if others:  # These may have a `train` of the user's now: let go as carefully as held.
+            rest = [row for row, each in zip(rows, tables, strict=True) if id(each) in others]
+            self._special.update(rest)
+            self._hold_special([(row, row in kept) for row in rest], rows)
 
     def _hold_special(self, rows: Sequence[tuple[int, bool]], all_rows: Sequence[int]) -> None:
         """Holds modules with a `train` of their own, with a hold already, or in train mode."""
@@ -331,7 +435,8 @@ class Writer:
             module = self.modules[row]
             hold = module.__dict__.get("train")
             if not isinstance(hold, Hold):
-                hold = Hold(module, train, self._modes[row])
+                replaced = module.__dict__.get("train")
+                hold = Hold(module, train, self._modes[row], replaced)
                 module.__dict__["train"] = hold
             hold.mode = train
             hold.give_dropout_back()
@@ -345,17 +450,16 @@ class Writer:
         for hold, mode in zip(holds, asked, strict=True):
             hold.asked = mode
 
-    def _let_go(self, rows: Sequence[int]) -> None:
-        """Takes holds away, parents first: a module takes its parent's mode."""
+    def _let_go(self, letting_go: LettingGo) -> None:
+        """Takes holds away: a module takes its parent's mode."""
+        rows, tables, above = letting_go
         if not self._special.isdisjoint(rows):
             self._let_go_special(rows, restore=False)
             return
-        dicts, parents = self._dicts, self._resolved._tree.parents
-        for row in rows:
-            table = dicts[row]
+        for table, parent in zip(tables, above, strict=True):
             if isinstance(table.get("train"), Hold):
                 del table["train"]
-                table["training"] = dicts[parents[row]]["training"]
+                table["training"] = parent["training"]
 
     def _let_go_special(self, rows: Iterable[int], *, restore: bool) -> None:
         """Takes holds away where switching the mode may do more than write it.
