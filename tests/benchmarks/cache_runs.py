@@ -42,6 +42,7 @@ from .minilm import (
 
 RESULTS = Path(__file__).with_name("cache.json")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+HEAD = ("what", "goal", "by hand", "limit", "measured")
 TOPS = (1, 2, 3)
 GRADUAL = 96
 Show = Callable[[str], None]
@@ -402,16 +403,15 @@ def table(found: dict[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[Sequence[str]], head: Sequence[str] = HEAD) -> str:
     """Returns the lines as a Markdown table."""
-    head = ("what", "goal", "by hand", "limit", "measured")
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def publish(name: str, rows: Iterable[Row]) -> str:
+def publish(name: str, rows: Iterable[Sequence[str]], head: Sequence[str] = HEAD) -> str:
     """Writes a table to its place in the page, and returns it."""
-    text, made = PAGE.read_text(encoding="utf-8"), markdown(rows)
+    text, made = PAGE.read_text(encoding="utf-8"), markdown(rows, head)
     before, rest = text.split(f"<!-- {name}: begin -->\n")
     _, after = rest.split(f"<!-- {name}: end -->\n")
     parts = (before, f"<!-- {name}: begin -->\n", made, f"\n<!-- {name}: end -->\n", after)
