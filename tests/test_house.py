@@ -81,7 +81,7 @@ TIERS = (
         "cache._fingerprint",
     },
     {"cache._batch", "cache._entry", "cache._state"},
-    {"cache._filling", "cache._trace"},
+    {"cache._filling", "cache._parts", "cache._trace"},
     {"cache._program"},
     {"cache._follow", "cache._guards"},
     {"cache._learning"},
