@@ -82,7 +82,7 @@ TIERS = (
         "cache._functions",
     },
     {"cache._batch", "cache._entry", "cache._events", "cache._state"},
-    {"cache._filling", "cache._watch"},
+    {"cache._filling", "cache._parts", "cache._watch"},
     {"cache._program"},
     {"cache._spares", "cache._guards"},
     {"cache._follow"},

@@ -26,10 +26,12 @@ from ._fingerprint import fingerprint
 from ._follow import Diverged, Recorder, Replay
 from ._identities import Identities, key_of, read_ids
 from ._learning import differs, untouched
+from ._parts import joined_rows, missing_rows, pays
 from ._patches import Forward
 from ._refusals import CacheRefusedError, refuse
 from ._stats import Record, Stats
 from ._store import Store
+from ._tap import Tap as StoredTap
 from ._turns import Turns
 from ._ways import Way, Ways
 
@@ -241,8 +243,8 @@ class ActivationCache:
         if needed > self._memory:
             warnings.warn(
                 f"{batches * batch.size:,} rows take about {needed / 2**20:,.0f} MiB, and memory="
-                f"{self._memory:,} bytes hold {self._memory / needed:.0%} of them; a batch with "
-                "one of the others is computed as a whole: allow more, or name a folder=...",
+                f"{self._memory:,} bytes hold {self._memory / needed:.0%} of them; the others "
+                "are computed each time: allow more, or name a folder=...",
                 stacklevel=3,
             )
 
@@ -371,8 +373,7 @@ class ActivationCache:
     def _go(self, way: Way, batch: Batch, run: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Runs a pass: answered from the store, or computed and stored."""
         start = time.perf_counter()
-        random = torch.get_rng_state()
-        before = [held[name].clone() for held, name in way.moving]
+        undo = self._undoing(way)
         keys = self._keys(way, batch)
         values = self._values(way, batch, keys)
         if values is None and self._store.readonly and self._turns.may_look():
@@ -380,6 +381,13 @@ class ActivationCache:
             values = self._values(way, batch, keys)
         if values is not None and self._fills:
             raise _Enough
+        missing: list[int] = []
+        if values is None:
+            missing = missing_rows(self._taps(way), keys)
+            if way.apart and not self._fills and pays(missing, batch.size):
+                values = self._completed(way, batch, keys, missing)
+                undo()
+        apart = time.perf_counter() - start
         due = bool(self._audit) and (
             not way.checked or (values is not None and self._turns.is_due(batch.size, self._audit))
         )
@@ -401,24 +409,38 @@ class ActivationCache:
                 with replay.following():
                     result = run()
         except Diverged:
-            torch.set_rng_state(random)
-            with torch.no_grad():
-                for (held, name), buffer in zip(way.moving, before, strict=True):
-                    held[name].data.copy_(buffer)
+            undo()
             result, values = run(), None
             self._strike(way)
         else:
             way.strikes = 0
         seconds = time.perf_counter() - start
+        if not (due or self._fills):
+            way.took(batch.size, len(missing) if values is not None else batch.size, seconds)
         if values is None:
             self._record.miss(batch.size, seconds)
-            if torch.is_grad_enabled() and not self._fills and self._turns.missed():
-                self._ways.forget()
         else:
-            self._record.hit(batch.size, seconds)
-            if torch.is_grad_enabled():
+            self._record.completed(batch.size, seconds, len(missing), apart)
+        if torch.is_grad_enabled() and not self._fills:
+            if values is not None:
                 self._turns.hit()
+            elif self._turns.missed():
+                self._ways.forget()
         return result
+
+    @staticmethod
+    def _undoing(way: Way) -> Callable[[], None]:
+        """Returns what puts back random generators and buffers as they are now."""
+        random = torch.get_rng_state()
+        before = [held[name].clone() for held, name in way.moving]
+
+        def undo() -> None:
+            torch.set_rng_state(random)
+            with torch.no_grad():
+                for (held, name), buffer in zip(way.moving, before, strict=True):
+                    held[name].data.copy_(buffer)
+
+        return undo
 
     def _strike(self, way: Way) -> None:
         """Gives up a way that passes do not go, after some in a row."""
@@ -458,8 +480,51 @@ class ActivationCache:
             values.append(value)
         return values
 
-    def _computed(self, way: Way, batch: Batch, keys: list[int], run: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Runs a pass and stores what crosses, from the nearest boundary below that is stored."""
+    def _taps(self, way: Way) -> list[StoredTap]:
+        taps = way.program.taps
+        return [self._store.tap(tap.name, tap.row_shape, tap.dtype) for tap in taps]
+
+    def _completed(
+        self, way: Way, batch: Batch, keys: list[int], missing: list[int]
+    ) -> list[torch.Tensor] | None:
+        """Computes the rows of a batch that are not stored, as a batch of their own.
+
+        Returns:
+            The tensors for the whole batch; None if that cannot be.
+        """
+        some = part(batch, torch.tensor(missing))
+        args, kwargs = tree_unflatten(some.leaves, some.layout.spec)
+        run = partial(self._entry.forward, *args, **kwargs)
+        fresh: dict[int, torch.Tensor] = {}
+        grad = torch.set_grad_enabled(torch.is_grad_enabled())
+        try:
+            with grad:
+                self._computed(way, some, [keys[row] for row in missing], run, fresh)
+        except (Exception, Diverged):  # so few rows are no batch for it, or go another way
+            fresh = {}
+        if len(fresh) < len(way.program.taps):
+            way.apart = False
+            return None
+        values = []
+        for number, tap in enumerate(self._taps(way)):
+            value = joined_rows(tap, keys, batch, missing, fresh[number])
+            if value is None:
+                return None
+            values.append(value)
+        return values
+
+    def _computed(
+        self,
+        way: Way,
+        batch: Batch,
+        keys: list[int],
+        run: Callable[[], Any],
+        fresh: dict[int, torch.Tensor] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Runs a pass and stores what crosses, from the nearest boundary below that is stored.
+
+        It ends where all is stored in filling, or with `fresh`, which gets what crosses.
+        """
         self._ways.look(way)
         lengths = batch.lengths
         waiting = {tap.name for tap in way.taps()}
@@ -470,7 +535,10 @@ class ActivationCache:
                 stored = self._store.tap(tap.name, tap.row_shape, tap.dtype)
                 stored.put(keys, tensor, lengths if None in tap.row_shape else None)
                 waiting.discard(tap.name)
-                if self._fills and not waiting:
+                if fresh is not None and each is way:
+                    fresh[number] = tensor.clone()
+                ends = self._fills if fresh is None else len(fresh) == len(way.program.taps)
+                if ends and not waiting:
                     raise _Enough
 
             return sink

@@ -1,6 +1,7 @@
 """Stands in for the forward of the module whose calls are passes."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,11 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Answers a call of the module."""
-        if self._answer is None or torch.compiler.is_compiling() or _is_rehearsed():
+        if torch.compiler.is_compiling():
+            if self._answer is not None:
+                _tell_compiled(type(self.module).__name__)
+            return self.forward(*args, **kwargs)
+        if self._answer is None or _is_rehearsed():
             return self.forward(*args, **kwargs)
         return self._answer(self.forward, args, kwargs)
 
@@ -77,6 +82,24 @@ class Entry:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__signature__ = inspect.signature(self.forward)
+
+
+def _tell_compiled(kind: str) -> None:
+    """Warns that a model is compiled as it is: what answers from a store cannot be."""
+    exporting = getattr(torch.compiler, "is_exporting", None)  # new in torch 2.7
+    if exporting is not None and exporting():
+        return
+    warnings.warn(
+        f"the frozen part is not answered from a store (compiled): {kind} runs under "
+        "torch.compile, and is compiled without its cache; compile the parts that train instead "
+        "(model.head.compile()), or close the cache",
+        stacklevel=2,
+    )
+
+
+# It is to be run while a graph is made, not to be part of it; what torch offers to say so,
+# torch.compiler.assume_constant_result, imports the compiler.
+_tell_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_rehearsed() -> bool:

@@ -96,6 +96,7 @@ class Program(NamedTuple):
         modules: paths of the modules that are left out, or have a part in what is stored.
         tensors: what else has a part in it: kind, path of the module, and name of a tensor there.
         actions: what becomes of each event, in order.
+        early: whether a module that trains is called before all is there that is stored.
     """
 
     taps: tuple[Tap, ...]
@@ -105,6 +106,7 @@ class Program(NamedTuple):
     modules: tuple[str, ...]
     tensors: tuple[tuple[str, str, str], ...]
     actions: tuple[Action, ...]
+    early: bool
 
 
 def combine(first: Watch, second: Watch, sizes: Sizes, *, functions: bool) -> Program:
@@ -161,6 +163,7 @@ def combine(first: Watch, second: Watch, sizes: Sizes, *, functions: bool) -> Pr
         modules=tuple(dict.fromkeys(event.name for event in part if event.kind == "call")),
         tensors=tuple(dict.fromkeys(_own_tensors(part, first.looked))),
         actions=tuple(actions),
+        early=first.trains_before(max((at for at, _ in choice.cuts), default=-1)),
     )
 
 

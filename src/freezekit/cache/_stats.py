@@ -55,6 +55,12 @@ class Record:
         self.misses += rows
         self._computed += seconds
 
+    def completed(self, rows: int, seconds: float, computed: int, apart: float) -> None:
+        """Counts a pass that was answered once some of its rows were computed, in a time apart."""
+        self.hit(rows - computed, seconds - apart if computed else seconds)
+        if computed:
+            self.miss(computed, apart)
+
     def saved(self) -> float:
         """Returns how many seconds longer the answered rows would have taken."""
         if not self.misses:

@@ -8,7 +8,7 @@ import torch
 from .._apply import AppliedPlan
 
 _PATIENCE = 32
-"""Passes of another epoch than the first without a single row that is stored."""
+"""Passes of another epoch than the first that are computed as if nothing were stored."""
 
 
 class Turns:
@@ -51,15 +51,15 @@ class Turns:
         return True
 
     def hit(self) -> None:
-        """Notes that a batch was stored: its inputs come again."""
+        """Notes that some of a batch was stored: its inputs come again."""
         self._misses = 0
         self._first = None
 
     def missed(self) -> bool:
-        """Notes that a batch was not stored, and returns whether to give up.
+        """Notes that all of a batch was computed, and returns whether to give up.
 
         Inputs that are new in every epoch, as augmented ones are, will never be answered. The
-        first epoch of a phase is to fill the store; after that, none in so many is a sign.
+        first epoch of a phase is to fill the store; after that, so many in a row are a sign.
         """
         epoch = self._applied._clock[0]
         if self._applied.phase is not self._phase:
@@ -73,9 +73,10 @@ class Turns:
             return False
         self.over = True
         warnings.warn(
-            f"the cache steps aside: none of the last {self._misses} batches had rows that are "
+            f"the cache steps aside: all of the last {self._misses} batches had rows that are not "
             f"stored since epoch {self._first}. Inputs that change each time (augmentation, random "
-            "masking) cannot be answered; augment after the frozen part, or close the cache",
+            "masking) cannot be answered: augment after the frozen part, or close the cache; where "
+            "memory=... holds only some of the rows, allow more",
             stacklevel=2,
         )
         return True

@@ -112,6 +112,18 @@ class Watch(TorchFunctionMode):
                 self.returned |= known[each].sources
         return result
 
+    def trains_before(self, event: int) -> bool:
+        """Returns whether a module with something of its own that trains is called before that."""
+        entry, hot = self._watched.entry, self._watched.hot
+        numbers = [-1 if call.event is None else call.event for call in self.calls]
+        last = max((at for at, number in enumerate(numbers) if 0 <= number <= event), default=0)
+        return any(
+            call.event is None and call.within is None and not hot.isdisjoint(
+                map(id, entry.get_submodule(call.path)._parameters.values())
+            )
+            for call in self.calls[:last]
+        )  # fmt: skip
+
     def _escaped(self) -> set[int]:
         """Returns the tensors that something holds besides this trace: it may read them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ _CHANGES = 8
 """How often what is stored may become invalid in one phase before it is given up."""
 _training = itemgetter("training")
 
+_SLOWER = 8
+"""How many passes in a row may take longer for computing some of their rows only."""
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
 _ROWS = 3
@@ -54,6 +57,9 @@ class Way:
         strikes: how many passes in a row went another way.
         checked: whether a row of a real batch was computed again and compared.
         look: learns the ways ahead; None once it has.
+        apart: whether rows that are not stored may be computed without those that are.
+        fastest: the least seconds that a row took where all of a batch were computed.
+        slower: how many passes in a row took longer, with only some of their rows computed.
     """
 
     program: Program
@@ -68,11 +74,26 @@ class Way:
     strikes: int = 0
     checked: bool = False
     look: Callable[[], None] | None = None
+    apart: bool = True
+    fastest: float = math.inf
+    slower: int = 0
 
     def taps(self) -> Iterator[Tap]:
         """Yields what is stored in a pass: for this phase, then for later ones."""
         for way in (self, *self.ahead):
             yield from way.program.taps
+
+    def took(self, rows: int, computed: int, seconds: float) -> None:
+        """Notes how long a pass took in which so many rows were computed.
+
+        Where calls cost more than computing, as in a small model, it is not worth it to compute
+        some rows apart.
+        """
+        if computed == rows:
+            self.fastest = min(self.fastest, seconds / rows)
+        elif computed:
+            self.slower = self.slower + 1 if seconds > self.fastest * rows else 0
+            self.apart = self.apart and self.slower < _SLOWER
 
 
 class Ways:
@@ -295,7 +316,7 @@ class Ways:
             for name, buffer in each._buffers.items()
             if buffer is not None
         ]
-        way = Way(program, trims, modules, roots, setting, moving)
+        way = Way(program, trims, modules, roots, setting, moving, apart=not program.early)
         self._proven[hot, setting] = way
         return way
 
