@@ -5,11 +5,9 @@ writes nothing and keeps no tensor.
 """
 
 from collections.abc import Iterable, Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import torch
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._automaton import Automaton, Reached, State
@@ -251,7 +249,6 @@ class _Shared(NamedTuple):
     state: State
 
 
-_SHAPE, _DTYPE, _FLAG = map(attrgetter, ("shape", "dtype", "requires_grad"))
 _NOTHING: dict[str, Reached] = {}
 _MANY_ALIASES = 1_000
 
@@ -304,13 +301,17 @@ def _read_parameters(
         tree.accepts[:] = map(automaton.with_regexes, tree.accepts, tree.names)
     if len(set(map(id, parameters))) < len(parameters):
         _split_tied(tree, parameters)
-    tree.flags = list(map(_FLAG, parameters))
-    tree.dtypes = list(map(_DTYPE, parameters))
     shapes: dict[torch.Size, torch.Size] = {}  # one object per shape: fewer for the collector
-    try:
-        tree.shapes = [shapes.setdefault(shape, shape) for shape in map(_SHAPE, parameters)]
-    except RuntimeError:
-        tree.shapes = [None if is_lazy(p) else p.shape for p in parameters]
+    flags, dtypes, found = tree.flags, tree.dtypes, tree.shapes
+    for parameter in parameters:  # in one go: a parameter's memory is far away
+        flags.append(parameter.requires_grad)
+        dtypes.append(parameter.dtype)
+        try:
+            shape = parameter.shape
+        except RuntimeError:  # it has none yet
+            found.append(None)
+        else:
+            found.append(shapes.setdefault(shape, shape))
 
 
 def _unflatten(
