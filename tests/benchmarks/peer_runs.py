@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from . import peers_lightning, peers_setup, peers_skorch
-from .cache_runs import markdown, publish
 from .peers_timing import Show
 
 RESULTS = Path(__file__).with_name("peers.json")
@@ -61,6 +59,8 @@ def versions() -> dict[str, str]:
 
 def measured(rounds: int, show: Show) -> dict[str, Any]:
     """Returns all ratios."""
+    from . import peers_lightning, peers_setup, peers_skorch  # they import transformers
+
     return {
         "setup": peers_setup.measured(show),
         "skorch": peers_skorch.measured(show),
@@ -70,6 +70,8 @@ def measured(rounds: int, show: Show) -> dict[str, Any]:
 
 def units(rounds: int) -> int:
     """Returns how often `show` is called."""
+    from . import peers_lightning, peers_setup, peers_skorch
+
     return peers_setup.units() + peers_skorch.units() + peers_lightning.units(rounds)
 
 
@@ -140,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import finetuning_scheduler  # noqa: F401
     import skorch  # noqa: F401
     import timm.optim  # noqa: F401
+
+    from .cache_runs import markdown, publish
 
     gc.freeze()  # what was imported, so that to collect garbage before a call is cheap
     with tqdm(total=units(options.rounds), unit="round") as bar:
