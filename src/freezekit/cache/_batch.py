@@ -78,11 +78,10 @@ class Batch(NamedTuple):
                     found[at] = found[at][:, :length]
         return found
 
-    def is_small(self, roots: Sequence[int]) -> bool:
-        """Returns whether some leaves are read in no time."""
-        leaves = (self.leaves[at] for at in roots)
-        total: int = sum(leaf.nbytes for leaf in leaves)
-        return total < _LARGE * max(1, self.size)
+    def small(self, roots: Sequence[int]) -> list[int]:
+        """Returns those of some leaves that are read in no time."""
+        most = _LARGE * max(1, self.size)
+        return [at for at in roots if self.leaves[at].nbytes < most]
 
     def form(self) -> tuple[Any, ...]:
         """Returns what the passes have in common that go the same way."""
@@ -211,7 +210,7 @@ def _unpadded(row: bytes, length: int, places: int) -> bytes:
     padding = row[end:]
     if padding == padding[:unit] * (places - length):
         row = row[:end]
-    return b"".join((length.to_bytes(8, "little"), row))
+    return b"".join((length.to_bytes(8, "little"), len(row).to_bytes(8, "little"), row))
 
 
 def _ends(mask: torch.Tensor, length: int) -> list[int] | None:

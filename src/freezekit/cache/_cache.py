@@ -454,9 +454,10 @@ class ActivationCache:
 
     def _keys(self, way: Way, batch: Batch) -> list[int]:
         roots = [batch.layout.labels.index(label) for label in way.roots]
-        if batch.ids is not None and not batch.is_small(roots):
-            return [*map(key_of, batch.ids)]
-        keys = row_keys(batch, roots)
+        small = roots if batch.ids is None else batch.small(roots)
+        keys = row_keys(batch, small)
+        if batch.ids is not None and len(small) < len(roots):
+            return [key_of(value) ^ key for value, key in zip(batch.ids, keys, strict=True)]
         if batch.ids is not None and (batch.layout.mask is None or batch.lengths is not None):
             self._identities.check(batch.ids, keys)
         return keys

@@ -46,12 +46,17 @@ class Validity:
                 if isinstance(tensor := table.get(name), torch.Tensor):
                     found.append(_Seen(table, name, tensor))
         seen = {(id(each.table), each.name): each for each in found}.values()
-        self._rows = [(*each, each.tensor._version, each.tensor.data_ptr()) for each in seen]
+        # With another tensor on the memory of each: no new one can be put in its place unseen.
+        self._rows = [
+            (*each, each.tensor._version, each.tensor.data_ptr(), each.tensor.detach())
+            for each in seen
+        ]
+        self._changed = False
         configs = (getattr(each, "config", None) for each in entry.modules())
         self._configs = [*{id(each): each for each in configs if each is not None}.values()]
         self._kernels = self._kernels_now()
         self._state = State(entry.named_modules())
-        self._surroundings = Surroundings(below.values())
+        self._surroundings = Surroundings(entry.modules())
 
     def holds(self, modes: bytes) -> bool:
         """Returns whether nothing has changed, and nothing of it trains.
@@ -59,16 +64,19 @@ class Validity:
         Args:
             modes: those of the known modules.
         """
-        for table, name, tensor, version, place in self._rows:  # in one go: memory is far away
+        for table, name, tensor, version, place, _ in self._rows:  # in one go: memory is far away
             if (
                 table.get(name) is not tensor
                 or tensor._version != version
                 or tensor.data_ptr() != place
                 or tensor.requires_grad
             ):
+                self._changed = True
+                self._rows = []  # lets go of their memory
                 return False
         return (
-            self._is_right(modes)
+            not self._changed
+            and self._is_right(modes)
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()
@@ -85,7 +93,7 @@ class Validity:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields the tensors that matter, in order."""
-        return (tensor for _, _, tensor, _, _ in self._rows)
+        return (tensor for _, _, tensor, *_ in self._rows)
 
     def _kernels_now(self) -> list[Any]:
         return [getattr(each, "_attn_implementation", None) for each in self._configs]

@@ -84,8 +84,9 @@ class Spares:
 
 
 def _empty(hole: Hole, sizes: Mapping[Dim, int | None]) -> torch.Tensor:
-    one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
-    return one.expand([sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
+    with torch.inference_mode(False):  # it may be for passes in other modes too
+        one = torch.full((), _filling(hole.dtype), dtype=hole.dtype, device=hole.device)
+        return one.expand([sizes[dim] if isinstance(dim, str) else dim for dim in hole.dims])  # type: ignore[misc]
 
 
 def _filling(dtype: torch.dtype) -> float:

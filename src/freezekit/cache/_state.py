@@ -18,7 +18,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _SIMPLE = (
     nn.Linear, nn.Dropout, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
-"""Modules that hold nothing of their own that anyone changes."""
+"""Modules that hold nothing of their own that anyone changes, but what is put there."""
+_KNOWN = _OWN | {"in_features", "out_features", "p", "inplace"}
+"""What is in them."""
+_DEPTH = 4
+"""How deep in objects, lists and dicts values are looked for."""
 _GROUPS = (list, tuple, set, dict)
 _GONE = object()
 
@@ -33,8 +37,8 @@ class State:
         self._mixed: list[tuple[str, dict[str, Any], str, object]] = []
         seen: set[int] = set()
         for path, module in named:
-            if type(module) not in _SIMPLE:
-                self._read(path, vars(module), seen, 2)
+            if type(module) not in _SIMPLE or not vars(module).keys() <= _KNOWN:
+                self._read(path, vars(module), seen, _DEPTH)
         self._getters = [(itemgetter(*names, names[0]), held) for _, held, names, _ in self._places]
         self._values = [(*values, values[0]) for _, _, _, values in self._places]
 
@@ -54,8 +58,7 @@ class State:
                 self._mixed.append((place, held, name, _bare(value)))
                 continue  # As with tensors by themselves: whoever reads them is seen.
             elif isinstance(value, _GROUPS):
-                seen.add(id(value))
-                self._lists.append((place, value, [*_members(value)]))
+                self._read_group(place, value, seen, depth)
             elif isinstance(value, np.ndarray):
                 self._lists.append((place, value, [value.tobytes()]))
             elif depth and isinstance(getattr(value, "__dict__", None), dict):
@@ -65,6 +68,20 @@ class State:
                 names.append(name)  # Another object may have been put in its place.
         if names:
             self._places.append((path, held, names, [held[name] for name in names]))
+
+    def _read_group(self, place: str, value: Any, seen: set[int], depth: int) -> None:  # noqa: ANN401
+        """Remembers what is in a list or the like, and in what is in it."""
+        seen.add(id(value))
+        members = [*_members(value)]
+        self._lists.append((place, value, members))
+        for each in members if depth else ():
+            if id(each) in seen or isinstance(each, torch.Tensor | nn.Module | type):
+                continue
+            if isinstance(each, _GROUPS) and not any(map(_is_tensor, _members(each))):
+                self._read_group(place, each, seen, depth - 1)
+            elif isinstance(getattr(each, "__dict__", None), dict):
+                seen.add(id(each))
+                self._read(place, vars(each), seen, depth - 1)
 
     def holds(self) -> bool:
         """Returns whether nothing has changed."""
@@ -77,6 +94,15 @@ class State:
             and all(_same(value, members) for _, value, members in self._lists)
             and not any(_unlike(_bare(held.get(name)), bare) for _, held, name, bare in self._mixed)
         )
+
+    def told(self) -> Iterator[str]:
+        """Yields what is held in words that are the same in another process."""
+        for path, _, names, values in self._places:
+            for name, value in zip(names, values, strict=True):
+                if not name.startswith("_"):
+                    yield f"{path}.{name} {_told(value)}"
+        for place, _, members in self._lists:
+            yield f"{place} {[_told(each) for each in members]}"
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
@@ -102,7 +128,8 @@ class Surroundings:
         """Remembers the parts of some modules."""
         some = [*modules]
         self._hooks = [getattr(module, name) for module in some for name in _HOOKS]
-        self._handles = -1
+        self._had = [(hooks, [*hooks]) for hooks in self._hooks if hooks]
+        self._handles = RemovableHandle.next_id
         self._own = [vars(module) for module in some]
         self._parts = [module._modules for module in some if module._modules]
         self._tables = [
@@ -118,18 +145,18 @@ class Surroundings:
     def hold(self) -> bool:
         """Returns whether the parts are the same, and nothing was added to them."""
         return (
-            self._has_no_hooks()
+            self._has_its_hooks()
             and [*map(len, self._tables)] == self._sizes
             and all(map(is_, self._below_now(), self._below))
             and all(map(is_, self._forwards_now(), self._forwards))
         )
 
-    def _has_no_hooks(self) -> bool:
-        """Returns whether there is no hook; torch counts all that ever were registered."""
+    def _has_its_hooks(self) -> bool:
+        """Returns whether the hooks are the same; torch counts all that ever were registered."""
+        if any([*hooks] != before for hooks, before in self._had):
+            return False
         handles: int = RemovableHandle.next_id
-        if handles == self._handles:
-            return True
-        if any(self._hooks):
+        if handles != self._handles and sum(map(bool, self._hooks)) != len(self._had):
             return False
         self._handles = handles
         return True
@@ -139,6 +166,13 @@ class Surroundings:
 
     def _forwards_now(self) -> list[Any]:
         return [*map(dict.get, self._own, repeat("forward"))]
+
+
+def _told(value: object) -> str:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+        return repr(value)
+    kind = type(value)
+    return f"{getattr(value, '__qualname__', '')} of {kind.__module__}.{kind.__qualname__}"
 
 
 def _is_tensor(value: object) -> bool:

@@ -26,6 +26,7 @@ from ._program import Program, Tap
 from ._refusals import CacheRefusedError
 from ._rows import predicted_bytes
 from ._spares import Spares
+from ._state import State
 from ._store import Store
 
 _CHANGES = 8
@@ -51,6 +52,7 @@ class Way:
         roots: the labels of the arguments that what is stored depends on.
         setting: the form, the modes and what else decides how a pass goes.
         moving: where the buffers stand that a pass may change.
+        validity: what its program depends on, constants in it too.
         ahead: the ways of later phases, whose taps are stored along with this one's.
         behind: those of earlier phases, from whose taps this one's can be computed.
         spares: what answered passes leave for later ones.
@@ -68,6 +70,7 @@ class Way:
     roots: tuple[str, ...]
     setting: tuple[Any, ...]
     moving: list[tuple[dict[str, Any], str]]
+    validity: Validity
     ahead: list[Way] = field(default_factory=list)
     behind: list[Way] = field(default_factory=list)
     spares: Spares = field(default_factory=Spares)
@@ -302,9 +305,11 @@ class Ways:
         program, trims = learn(watched, batch)
         validity = Validity(entry, program, self._modules)
         setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
-        contents = self._contents(validity) if self._durable else ()
-        full = [precision, *_plain(batch), *contents]
+        full = [precision, *_plain(batch)]
+        if self._durable:
+            full += [*self._contents(validity), *_computation(entry, program)]
         program = program._replace(taps=tuple(_salted(tap, full) for tap in program.taps))
+        self._sweep()
         for tap in program.taps:
             self._valid.setdefault(tap.name, validity)
         modules = [(path, entry.get_submodule(path)) for path in program.calls]
@@ -316,7 +321,9 @@ class Ways:
             for name, buffer in each._buffers.items()
             if buffer is not None
         ]
-        way = Way(program, trims, modules, roots, setting, moving, apart=not program.early)
+        way = Way(
+            program, trims, modules, roots, setting, moving, validity, apart=not program.early
+        )
         self._proven[hot, setting] = way
         return way
 
@@ -348,9 +355,12 @@ class Ways:
         return valid
 
     def _is_valid(self, way: Way, modes: bytes) -> bool:
-        """Returns whether what is stored for a way still is what the model would compute."""
-        checks = [self._valid.get(tap.name) for tap in way.program.taps]
-        return all(each is not None and each.holds(modes) for each in {*checks})
+        """Returns whether a way, and what is stored for it, still is what the model would compute.
+
+        Rows may have been stored by another way, and have become invalid with that one.
+        """
+        checks = {way.validity, *(self._valid.get(tap.name) for tap in way.program.taps)}
+        return all(each is not None and each.holds(modes) for each in checks)
 
     def forget(self) -> None:
         """Lets go of all that is stored; what is in a folder stays there."""
@@ -389,6 +399,15 @@ class Ways:
 def _salted(tap: Tap, salt: Sequence[str]) -> Tap:
     text = "\n".join((tap.name, *salt))
     return tap._replace(name=hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+
+
+def _computation(entry: torch.nn.Module, program: Program) -> Iterator[str]:
+    """Yields what the modules of a program are and hold besides tensors, in words."""
+    for path in program.modules:
+        named = [*entry.get_submodule(path).named_modules()]
+        for name, module in named:
+            yield f"{path}.{name} {type(module).__module__}.{type(module).__qualname__}"
+        yield from State(named).told()
 
 
 def _plain(batch: Batch) -> Iterator[str]:

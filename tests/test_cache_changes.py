@@ -1,0 +1,193 @@
+"""Whatever a stored value depends on may change between two passes: it is seen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from freezekit import FreezePlan
+from freezekit.cache import ActivationCache
+
+
+class Scale(nn.Module):
+    """Multiplies by a value that it holds."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * self.factor
+
+
+class Model(nn.Module):
+    """A module without parameters, a frozen body, a head; and values in many places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = Scale(2.0)
+        self.body = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 16))
+        self.bias = nn.Embedding(4, 16)
+        self.head = nn.Linear(16, 2)
+        self.settings = {"deep": {"k": 1.0}, "list": [[1.0]], "object": [SimpleNamespace(k=1.0)]}
+
+    def forward(self, inputs: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        deep: Any = self.settings
+        k = deep["deep"]["k"] * deep["list"][0][0] * deep["object"][0].k
+        states = self.body(self.first(inputs) * (1 if scale is None else scale.unsqueeze(1))) * k
+        return self.head(states + self.bias(torch.arange(1)))
+
+
+PLAN = FreezePlan().freeze("body").freeze("bias")
+ROWS = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def bare(model: Model, *inputs: torch.Tensor) -> torch.Tensor:
+    return Model.forward(model, *inputs)
+
+
+def _set_item(model: Model) -> None:
+    deep: Any = model.settings["deep"]
+    deep["k"] = 3.0
+
+
+def _set_list(model: Model) -> None:
+    deep: Any = model.settings["list"]
+    deep[0][0] = 3.0
+
+
+def _set_object(model: Model) -> None:
+    deep: Any = model.settings["object"]
+    deep[0].k = 3.0
+
+
+def _replace_first(model: Model) -> None:
+    model.first = Scale(3.0)
+
+
+def _own_forward(model: Model) -> None:
+    model.first.forward = lambda inputs: 3 * inputs  # type: ignore[method-assign]
+
+
+def _hook(model: Model) -> None:
+    model.first.register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+def _pre_hook(model: Model) -> None:
+    model.first.register_forward_pre_hook(lambda module, inputs: (3 * inputs[0],))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_set_item, _set_list, _set_object, _replace_first, _own_forward, _hook, _pre_hook],
+    ids=lambda each: each.__name__.strip("_"),
+)
+def test_what_comes_before_is_watched(change: Callable[[Model], None]) -> None:
+    """Values in values, and modules without parameters before what is frozen, with their hooks."""
+    model = Model()
+    with ActivationCache(PLAN.apply(model), audit=0) as cache:
+        for _ in range(2):
+            before = model(ROWS)
+        assert cache.stats().hits == len(ROWS)
+        change(model)
+        after = model(ROWS)
+        assert torch.allclose(after, bare(model, ROWS), atol=1e-6)
+        assert (after - before).abs().max() > 1e-2
+        model(ROWS)
+        assert cache.stats().hits == 2 * len(ROWS)
+
+
+def test_a_hook_that_was_there_and_goes_is_seen() -> None:
+    """Torch counts hooks that come, not those that go."""
+    model = Model()
+    handle = model.first.register_forward_hook(lambda module, inputs, output: 3 * output)
+    with ActivationCache(PLAN.apply(model), audit=0):
+        model(ROWS)
+        handle.remove()
+        assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
+
+
+def test_constants_of_every_way_are_those_of_the_weights_now() -> None:
+    """A bias without rows is no stored row: each way, with gradients and without, knows it anew."""
+    model = Model()
+    with ActivationCache(PLAN.apply(model), audit=0):
+        for factor in (1.0, 5.0, 0.5):
+            with torch.no_grad():
+                model.bias.weight.mul_(factor)
+            for _ in range(2):
+                for gradients in (True, False):
+                    with torch.set_grad_enabled(gradients):
+                        found, expected = model(ROWS), bare(model, ROWS)
+                    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_weights_on_the_same_memory_as_before_are_other_weights() -> None:
+    """Rounded and widened again, they may lie where they lay, and have no other version."""
+    for _ in range(12):
+        model = Model()
+        with ActivationCache(PLAN.apply(model), audit=0):
+            model(ROWS)
+            model.bfloat16().float()
+            assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
+
+
+def test_passes_in_inference_mode_leave_nothing_behind_that_others_cannot_read() -> None:
+    """A placeholder made there serves every mode."""
+    model = Model()
+    with ActivationCache(PLAN.apply(model), audit=0) as cache:
+        for _ in range(2):
+            with torch.inference_mode():
+                found = model(ROWS)
+            assert torch.allclose(found, bare(model, ROWS), atol=1e-6)
+            with torch.no_grad():
+                found = model(ROWS)
+            assert torch.allclose(found, bare(model, ROWS), atol=1e-6)
+        assert cache.stats().hits >= 2 * len(ROWS)
+
+
+def test_small_inputs_beside_an_id_count() -> None:
+    """An id names a large row; what else the frozen part reads is part of the key."""
+    model = Model()
+    model.body = nn.Sequential(nn.Linear(1 << 13, 16), nn.GELU())
+    large = torch.randn(8, 1 << 13) / 64
+    with ActivationCache(PLAN.apply(model), key="id", audit=0) as cache:
+        for factor in (1.0, 1.0, 2.0):
+            scale = torch.full((8,), factor)
+            found = model(large, scale, id=torch.arange(8))
+            assert torch.allclose(found, bare(model, large, scale), atol=1e-5)
+        assert cache.stats().hits == 8
+
+
+def _softer(model: Model) -> None:
+    model.body[1] = nn.GELU(approximate="tanh")
+
+
+def _other_class(model: Model) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    last = Doubled(64, 16)
+    last.load_state_dict(model.body[2].state_dict())
+    model.body[2] = last
+
+
+@pytest.mark.parametrize("change", [None, _softer, _other_class], ids=["none", "value", "class"])
+def test_rows_in_a_folder_are_those_of_the_same_computation(
+    tmp_path: Path, change: Callable[[Model], None] | None
+) -> None:
+    """The same weights in modules of another kind, or with another setting, are another model."""
+    model = Model()
+    with ActivationCache(PLAN.apply(model), folder=tmp_path, audit=0):
+        model(ROWS)
+    model = Model()
+    if change is not None:
+        change(model)
+    with ActivationCache(PLAN.apply(model), folder=tmp_path, audit=0) as cache:
+        assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
+        assert cache.stats().hits == (0 if change else len(ROWS))
