@@ -53,6 +53,11 @@ class Entry:
         forward: Forward = type(self.module).forward.__get__(self.module)
         return forward
 
+    @property
+    def __code__(self) -> Any:  # noqa: ANN401
+        """Where the forward was written, which torch.export notes."""
+        return self.forward.__code__  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Answers a call of the module."""
         if torch.compiler.is_compiling():

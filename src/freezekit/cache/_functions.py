@@ -1,6 +1,8 @@
 """What functions of torch do with the tensors they get, as far as their names say it."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -106,3 +108,11 @@ def random_state() -> torch.Tensor:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return torch.cat(states)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Runs compiled functions as they were written: what they do could not be followed else."""
+    if "torch._dynamo" not in sys.modules:  # To import it takes seconds, and nothing is compiled.
+        return nullcontext()
+    found: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return found
