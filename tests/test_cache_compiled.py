@@ -58,7 +58,7 @@ def test_parts_that_train_may_be_compiled(model: nn.Module) -> None:
     """A compiled head is fed from the store, and nothing is said."""
     inputs = torch.randn(8, 4)
     wanted = model(inputs)
-    model[2].compile(backend="eager")  # type: ignore[operator]
+    model[2].compile(backend="eager")
     with ActivationCache(FROZEN.apply(model)) as cache:
         found = [model(inputs) for _ in range(2)]
         assert cache.stats().hits == 8

@@ -89,6 +89,15 @@ class Entry:
         self.__signature__ = inspect.signature(self.forward)
 
 
+def check_key(module: torch.nn.Module, key: str | None) -> None:
+    """Raises if the forward of a module has an argument of that name.
+
+    Raises:
+        FreezekitError: it does.
+    """
+    _with(inspect.signature(module.forward), key)
+
+
 def _tell_compiled(kind: str) -> None:
     """Warns that a model is compiled as it is: what answers from a store cannot be."""
     exporting = getattr(torch.compiler, "is_exporting", None)  # new in torch 2.7
