@@ -10,6 +10,7 @@ from torch import nn
 
 from freezekit import FreezePlan
 from freezekit.cache import ActivationCache
+from freezekit.cache._functions import rewinding
 
 FROZEN = FreezePlan().freeze("body")
 
@@ -175,3 +176,20 @@ def test_a_copied_model_keeps_the_signature_of_its_forward() -> None:
         copied = copy.deepcopy(model)
     assert inspect.signature(copied.forward) == signature
     assert torch.allclose(copied.eval()(inputs(0)), model.eval()(inputs(0)))
+
+
+def test_a_pass_that_starts_again_draws_what_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generators of accelerators in use are put back with that of the CPU."""
+    states = [torch.ones(3)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [*states])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state_all", lambda found: states.__setitem__(0, *found)
+    )
+    before, rewind = torch.get_rng_state(), rewinding()
+    torch.rand(2)
+    states[0] = torch.zeros(3)
+    rewind()
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(states[0], torch.ones(3))

@@ -74,6 +74,7 @@ TIERS = (
     {
         "cache._patches",
         "cache._identities",
+        "cache._options",
         "cache._refusals",
         "cache._stats",
         "cache._store",

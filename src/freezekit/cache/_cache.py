@@ -20,12 +20,14 @@ from .._apply import AppliedPlan
 from .._rules import whole_number
 from ..errors import FreezekitError
 from ._batch import Batch, Layout, layout_of, read_batch, row_keys
-from ._entry import Entry
+from ._entry import Entry, check_key
 from ._filling import part, refilled
 from ._fingerprint import fingerprint
 from ._follow import Diverged, Recorder, Replay
+from ._functions import rewinding
 from ._identities import Identities, key_of, read_ids
 from ._learning import differs, untouched
+from ._options import check_options
 from ._parts import joined_rows, missing_rows, pays
 from ._patches import Forward
 from ._refusals import CacheRefusedError, refuse
@@ -124,14 +126,16 @@ class ActivationCache:
         module = _submodule(root, "entry", entry)
         if boundary is not None:
             _submodule(module, "boundary", boundary)
+        check_options(mask, key, folder, dtype, tag)
+        usual = 10_000 if key is None else 1_000
+        self._audit = usual if audit is None else whole_number("audit", audit, 0)
+        self._memory = whole_number("memory", memory, 0)
+        check_key(module, key)
         where = None if folder is None else Path(folder)
         self._root = root
         self._has_folder = where is not None
         self._mask = mask
         self._key = key
-        usual = 10_000 if key is None else 1_000
-        self._audit = usual if audit is None else whole_number("audit", audit, 0)
-        self._memory = whole_number("memory", memory, 0)
         self._store = Store(
             memory=self._memory,
             folder=where,
@@ -177,7 +181,9 @@ class ActivationCache:
         """Returns what was answered, what is stored, and the time that it saved."""
         record = self._record
         sizes = (self._store.nbytes, self._store.file_bytes)
-        return Stats(record.hits, record.misses, *sizes, record.saved())
+        counts = self._store.counts
+        unstored = counts.refused + counts.lost
+        return Stats(record.hits, record.misses, *sizes, record.saved(), unstored, counts.rounding)
 
     def warm(
         self,
@@ -298,10 +304,10 @@ class ActivationCache:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Leaves buffers and random generators as they were before the block."""
-        random = torch.get_rng_state()
+        rewind = rewinding()
         with untouched(self._entry.module), torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
-        torch.set_rng_state(random)
+        rewind()
 
     def _inputs(self, batch: object, forward: Call) -> list[Batch]:
         """Returns what the entry is called with in a pass over a batch."""
@@ -431,11 +437,11 @@ class ActivationCache:
     @staticmethod
     def _undoing(way: Way) -> Callable[[], None]:
         """Returns what puts back random generators and buffers as they are now."""
-        random = torch.get_rng_state()
+        rewind = rewinding()
         before = [held[name].clone() for held, name in way.moving]
 
         def undo() -> None:
-            torch.set_rng_state(random)
+            rewind()
             with torch.no_grad():
                 for (held, name), buffer in zip(way.moving, before, strict=True):
                     held[name].data.copy_(buffer)

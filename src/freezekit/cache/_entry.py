@@ -53,6 +53,11 @@ class Entry:
         forward: Forward = type(self.module).forward.__get__(self.module)
         return forward
 
+    @property
+    def __code__(self) -> Any:  # noqa: ANN401
+        """Where the forward was written, which torch.export notes."""
+        return self.forward.__code__  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Answers a call of the module."""
         if torch.compiler.is_compiling():
@@ -82,6 +87,15 @@ class Entry:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__signature__ = inspect.signature(self.forward)
+
+
+def check_key(module: torch.nn.Module, key: str | None) -> None:
+    """Raises if the forward of a module has an argument of that name.
+
+    Raises:
+        FreezekitError: it does.
+    """
+    _with(inspect.signature(module.forward), key)
 
 
 def _tell_compiled(kind: str) -> None:

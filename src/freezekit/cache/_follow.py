@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from ._events import Source
-from ._functions import CREATES, LOOKS, flattened, function_name
+from ._functions import CREATES, LOOKS, flattened, function_name, uncompiled
 from ._patches import Forward, patched
 from ._program import Action, Dim, Hole, Program, Slot
 from ._spares import Spares
@@ -45,7 +45,7 @@ class _Follow(TorchFunctionMode):
         """
         with patched(self._modules, self._wrap):
             if self._watches:
-                with self:
+                with uncompiled(), self:
                     yield
             else:
                 yield

@@ -1,6 +1,8 @@
 """What functions of torch do with the tensors they get, as far as their names say it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -106,3 +108,25 @@ def random_state() -> torch.Tensor:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return torch.cat(states)
+
+
+def rewinding() -> Callable[[], None]:
+    """Returns what puts torch's generators back to now, of the CPU and of accelerators in use."""
+    cpu = torch.get_rng_state()
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    others = torch.cuda.get_rng_state_all() if used else []
+
+    def rewind() -> None:
+        torch.set_rng_state(cpu)
+        if others:
+            torch.cuda.set_rng_state_all(others)
+
+    return rewind
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Runs compiled functions as they were written: what they do could not be followed else."""
+    if "torch._dynamo" not in sys.modules:  # To import it takes seconds, and nothing is compiled.
+        return nullcontext()
+    found: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return found

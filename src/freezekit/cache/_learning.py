@@ -13,6 +13,7 @@ from ._batch import Batch, prefixes
 from ._events import Pass
 from ._filling import distinct
 from ._follow import Diverged, Replay
+from ._functions import uncompiled
 from ._program import Program, Sizes, Slot, combine
 from ._refusals import CacheRefusedError, check_module, refuse
 from ._state import State
@@ -77,7 +78,7 @@ def learn(watched: Pass, batch: Batch) -> tuple[Program, bool]:
     last: CacheRefusedError | None = None
     grad = torch.is_grad_enabled()
     # Once for all passes: what one leaves behind, the next one finds.
-    with untouched(watched.entry), torch.set_grad_enabled(grad):
+    with untouched(watched.entry), torch.set_grad_enabled(grad), uncompiled():
         for trims in (True, False) if batch.length is not None else (False,):
             try:
                 probes = _probes(batch, trims=trims)

@@ -12,6 +12,10 @@ class Stats(NamedTuple):
         bytes: bytes of rows in memory.
         file_bytes: bytes of rows in files.
         seconds_saved: how much longer the forward passes of the hits would have taken.
+        unstored: rows that could not be stored, each time one was given: there was no room, a
+            smaller dtype could not hold it, or its file was damaged.
+        rounding: the largest difference that a smaller dtype made to an element that is stored,
+            over the largest element of its row.
 
     Example:
         >>> from freezekit.cache import Stats
@@ -24,16 +28,20 @@ class Stats(NamedTuple):
     bytes: int
     file_bytes: int
     seconds_saved: float
+    unstored: int = 0
+    rounding: float = 0.0
 
     def __str__(self) -> str:
         """Returns the counts in a line."""
         total = self.hits + self.misses
         share = self.hits / total if total else 0.0
         files = f" and {self.file_bytes / 2**20:.1f} MiB in files" if self.file_bytes else ""
+        unstored = f", {self.unstored:,} could not be stored" if self.unstored else ""
+        off = f", off by up to {self.rounding:.1e}" if self.rounding else ""
         return (
             f"{self.hits:,} of {total:,} rows from the store ({share:.1%}), "
             f"{self.bytes / 2**20:.1f} MiB in memory{files}, "
-            f"about {self.seconds_saved:.1f} s of forward passes saved"
+            f"about {self.seconds_saved:.1f} s of forward passes saved{unstored}{off}"
         )
 
 

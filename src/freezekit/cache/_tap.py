@@ -37,12 +37,15 @@ class Counts:
     Attributes:
         refused: rows that were given and not stored, for want of room or of range.
         lost: rows in files that were not what was written: missing from then on.
+        rounding: the largest difference that a smaller type made to an element, over the largest
+            element of its row.
     """
 
     def __init__(self) -> None:
         """Nothing yet."""
         self.refused = 0
         self.lost = 0
+        self.rounding = 0.0
 
 
 class Shared:
@@ -158,6 +161,8 @@ class Tap:
             found = dict(zip(new, batch.kept(list(new.values())), strict=True))
             if self.stored_dtype is not self.dtype:
                 found = self.loss.cast(found, self.stored_dtype)
+                counts = self._shared.counts
+                counts.rounding = max(counts.rounding, self.loss.relative)
             stored = self._put(list(found), list(found.values()))
             self._shared.counts.refused += len(new) - stored
             return stored
