@@ -56,7 +56,7 @@ class Entry:
     @property
     def __code__(self) -> Any:  # noqa: ANN401
         """Where the forward was written, which torch.export notes."""
-        return self.forward.__code__  # type: ignore[attr-defined]
+        return self.forward.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Answers a call of the module."""
