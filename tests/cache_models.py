@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch import nn
+
+from freezekit import AppliedPlan
 
 SIZES = {
     "vocab_size": 120,
@@ -170,3 +173,29 @@ def build(name: str) -> torch.nn.Module:
     made = getattr(transformers, f"{kind}Config")(**config)
     model: torch.nn.Module = getattr(transformers, f"{kind}Model")(made)
     return model.train()
+
+
+SPARED = nn.Embedding | nn.Identity | nn.Dropout
+"""What may run in a pass that is answered: it costs nothing."""
+
+
+class Watch:
+    """Stands in for the forward of a module and notes its calls."""
+
+    def __init__(self, path: str, forward: Callable[..., object], ran: list[str]) -> None:
+        self._path, self._forward, self._ran = path, forward, ran
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        self._ran.append(self._path)
+        return self._forward(*args, **kwargs)
+
+
+def watched(applied: AppliedPlan, model: nn.Module) -> list[str]:
+    """Returns a list of the frozen modules that run, but for those that cost nothing."""
+    ran: list[str] = []
+    for path, module in model.named_modules():
+        parameters = [*module.parameters()]
+        frozen = parameters and not any(each.requires_grad for each in parameters)
+        if frozen and not isinstance(module, SPARED):
+            module.__dict__["forward"] = Watch(path, module.forward, ran)
+    return ran

@@ -1,7 +1,7 @@
 """Batches of which some rows are stored: only the others are computed."""
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -230,7 +230,8 @@ def test_rows_are_put_together_as_if_all_were_stored() -> None:
 
 
 def way() -> Way:
-    return Way(program=None, trims=False, modules=[], roots=(), setting=(), moving=[])  # type: ignore[arg-type]
+    nothing: Any = None
+    return Way(nothing, False, [], (), (), [], nothing)
 
 
 def test_what_takes_longer_in_parts_is_computed_as_a_whole() -> None:

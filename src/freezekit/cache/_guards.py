@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ._program import Program
-from ._state import State, Surroundings
+from ._state import State, Surroundings, is_idle
 
 
 class _Seen(NamedTuple):
@@ -35,7 +35,7 @@ class Validity:
         """
         modules = [entry.get_submodule(path) for path in program.modules]
         below = {id(each): each for module in modules for each in module.modules()}
-        self._modules = [*below.values()]
+        self._modules = [each for each in below.values() if not is_idle(each)]
         self._modes = [module.training for module in self._modules]
         self._told = below.keys() <= {*map(id, known)}
         self._right: set[bytes] = set()
@@ -59,11 +59,20 @@ class Validity:
         self._surroundings = Surroundings(entry.modules())
 
     def holds(self, modes: bytes) -> bool:
-        """Returns whether nothing has changed, and nothing of it trains.
+        """Returns whether nothing has changed, nothing of it trains, and the modes are the same.
 
         Args:
             modes: those of the known modules.
         """
+        return self._is_right(modes) and self.is_unchanged()
+
+    @property
+    def modes(self) -> bytes:
+        """The modes that the modules were in, for the names of what is stored."""
+        return bytes(self._modes)
+
+    def is_unchanged(self) -> bool:
+        """Returns whether nothing but modes has changed, and nothing of it trains."""
         for table, name, tensor, version, place, _ in self._rows:  # in one go: memory is far away
             if (
                 table.get(name) is not tensor
@@ -76,7 +85,6 @@ class Validity:
                 return False
         return (
             not self._changed
-            and self._is_right(modes)
             and self._kernels == self._kernels_now()
             and self._surroundings.hold()
             and self._state.holds()

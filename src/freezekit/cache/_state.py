@@ -37,7 +37,8 @@ class State:
         self._mixed: list[tuple[str, dict[str, Any], str, object]] = []
         seen: set[int] = set()
         for path, module in named:
-            if type(module) not in _SIMPLE or not vars(module).keys() <= _KNOWN:
+            simple = type(module) in _SIMPLE and not is_idle(module)
+            if not simple or not vars(module).keys() <= _KNOWN:
                 self._read(path, vars(module), seen, _DEPTH)
         self._getters = [(itemgetter(*names, names[0]), held) for _, held, names, _ in self._places]
         self._values = [(*values, values[0]) for _, _, _, values in self._places]
@@ -166,6 +167,11 @@ class Surroundings:
 
     def _forwards_now(self) -> list[Any]:
         return [*map(dict.get, self._own, repeat("forward"))]
+
+
+def is_idle(module: nn.Module) -> bool:
+    """Returns whether a module is dropout that drops nothing, in whichever mode."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
 
 
 def _told(value: object) -> str:

@@ -305,7 +305,7 @@ class Ways:
         program, trims = learn(watched, batch)
         validity = Validity(entry, program, self._modules)
         setting = (batch.form(), precision, self._modes(), torch.is_grad_enabled())
-        full = [precision, *_plain(batch)]
+        full = [precision, validity.modes.hex(), *_plain(batch)]
         if self._durable:
             full += [*self._contents(validity), *_computation(entry, program)]
         program = program._replace(taps=tuple(_salted(tap, full) for tap in program.taps))
@@ -388,8 +388,7 @@ class Ways:
 
         In a folder it stays: its name says of what weights it is, and another run has those.
         """
-        modes = self._modes()
-        verdicts = {each: each.holds(modes) for each in {*self._valid.values()}}
+        verdicts = {each: each.is_unchanged() for each in {*self._valid.values()}}
         gone = [name for name, validity in self._valid.items() if not verdicts[validity]]
         self._store.forget(gone)
         for name in gone:
