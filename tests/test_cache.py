@@ -322,12 +322,21 @@ def test_inputs_that_never_come_again_make_it_step_aside() -> None:
         assert torch.allclose(found, model(ids, mask), atol=1e-6)
 
 
-def test_features_can_be_taken_away() -> None:
+def test_features_can_be_taken_away(tmp_path: Path) -> None:
     """Exported features and labels, in the order of the batches, give the model's outputs."""
+    file = tmp_path / "features.pt"
     model = reader()
     batches = [*shuffled(rows(), 0)]
     with ActivationCache(GRADUAL.apply(model)) as cache:
-        features = cache.export(batches, call)
+        features = cache.export(batches, call, path=file)
+        with pytest.raises(FreezekitError, match="there is no folder"):
+            cache.export(batches, call, path=file / "below" / "features.pt")
+        (tmp_path / "taken").mkdir()
+        with pytest.raises(FreezekitError, match="cannot be written"):
+            cache.export(batches, call, path=tmp_path / "taken")
+    assert [each.name for each in sorted(tmp_path.iterdir())] == ["features.pt", "taken"]
+    for one, other in zip(torch.load(file), features.tensors, strict=True):
+        assert torch.equal(one, other)
     pooled, labels = features.tensors
     expected = torch.cat([model(*batch[:2]) for batch in batches])
     assert torch.allclose(model.head(pooled), expected, atol=1e-6)

@@ -255,7 +255,11 @@ class ActivationCache:
             )
 
     def export(
-        self, batches: Iterable[Any], forward: Call | None = None
+        self,
+        batches: Iterable[Any],
+        forward: Call | None = None,
+        *,
+        path: str | PathLike[str] | None = None,
     ) -> torch.utils.data.TensorDataset:
         """Returns what is stored for some batches, with whatever else is in them, as a data set.
 
@@ -265,6 +269,8 @@ class ActivationCache:
             batches: what training goes over. Of what is in them, tensors with rows are kept that
                 the features do not depend on: the labels.
             forward: calls the model with one of them; see `warm`.
+            path: a file to write the tensors of the data set to, as a list that
+                `torch.load(path)` reads; one that is there is replaced. None writes none.
 
         Returns:
             A data set of features, one tensor for each that crosses into what trains, and labels.
@@ -272,7 +278,8 @@ class ActivationCache:
 
         Raises:
             CacheRefusedError: the frozen part cannot be cached, and why.
-            FreezekitError: `forward` does not call the model, or not once for each batch.
+            FreezekitError: `forward` does not call the model, or not once for each batch; or
+                `path` cannot be written to.
 
         Example:
             >>> import torch
@@ -286,6 +293,9 @@ class ActivationCache:
             >>> [tuple(each.shape) for each in features.tensors]
             [(24, 64), (24,)]
         """
+        file = None if path is None else Path(path)
+        if file is not None and not file.parent.is_dir():
+            raise FreezekitError(f"export: path={str(path)!r}: there is no folder {file.parent}")
         parts = []
         for batch in batches:
             inputs = self._inputs(batch, forward or _call)
@@ -299,7 +309,10 @@ class ActivationCache:
                 raise FreezekitError("export: a batch cannot be stored; see the warnings before")
             used = {id(read.leaves[read.layout.labels.index(label)]) for label in way.roots}
             parts.append([*values, *_labels(batch, used, read.size)])
-        return torch.utils.data.TensorDataset(*map(_stacked, zip(*parts, strict=True)))
+        tensors = [*map(_stacked, zip(*parts, strict=True))]
+        if file is not None:
+            _save(tensors, file)
+        return torch.utils.data.TensorDataset(*tensors)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -673,6 +686,21 @@ def _labels(batch: object, used: set[int], size: int) -> list[torch.Tensor]:
     """Returns the tensors of a batch with a row for each sample that features do not depend on."""
     tensors = (each for each in tree_leaves(batch) if isinstance(each, torch.Tensor))
     return [each for each in tensors if each.shape[:1] == (size,) and id(each) not in used]
+
+
+def _save(tensors: list[torch.Tensor], file: Path) -> None:
+    """Writes tensors to a file, whole or not at all.
+
+    Raises:
+        FreezekitError: it cannot be written.
+    """
+    new = file.with_name(f"{file.name}.new")
+    try:
+        torch.save(tensors, new)
+        new.replace(file)
+    except (OSError, RuntimeError) as error:
+        new.unlink(missing_ok=True)
+        raise FreezekitError(f"export: path={str(file)!r} cannot be written: {error}") from error
 
 
 def _stacked(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
