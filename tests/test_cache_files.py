@@ -608,3 +608,23 @@ def test_a_place_that_cannot_be_locked_is_read(
     fill(store, range(10, 12))
     assert (store.readonly, held(store)) == (True, everything(range(10)))
     store.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_meanwhile_keeps_no_folder_locked(tmp_path: Path) -> None:
+    """As the workers of a data loader are: they have the descriptor of the lock too."""
+    store = Store(memory=1000, folder=tmp_path)
+    waits, lets_go = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(lets_go)
+        os.read(waits, 1)
+        os._exit(0)
+    try:
+        store.close()
+        with closing(Store(memory=1000, folder=tmp_path)) as again:
+            assert not again.readonly
+    finally:
+        os.close(lets_go)
+        os.close(waits)
+        os.waitpid(child, 0)

@@ -105,7 +105,7 @@ def replace(path: Path, data: bytes) -> None:
 def lock(path: Path) -> int | None:
     """Locks a file for this process alone, and returns its descriptor; None if another has it.
 
-    The lock ends when the descriptor is closed, at the latest with the process.
+    The lock ends with `unlock`, at the latest with the process and those forked from it.
 
     Raises:
         OSError: the file cannot be created, or files there cannot be locked.
@@ -123,3 +123,16 @@ def lock(path: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def unlock(descriptor: int, *, own: bool) -> None:
+    """Closes the descriptor of a lock.
+
+    Args:
+        descriptor: from `lock`.
+        own: whether this process locked the file. Then the lock ends for processes forked from it
+            too, which have the descriptor as well; one of those only closes its own.
+    """
+    if own and sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

@@ -320,5 +320,5 @@ class Folder:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            _durable.unlock(self._lock, own=os.getpid() == self._process)
             self._lock = None
