@@ -191,3 +191,16 @@ def test_rows_in_a_folder_are_those_of_the_same_computation(
     with ActivationCache(PLAN.apply(model), folder=tmp_path, audit=0) as cache:
         assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
         assert cache.stats().hits == (0 if change else len(ROWS))
+
+
+def test_a_number_that_changes_in_each_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is a form of its own, of which only so many are learned."""
+    monkeypatch.setattr("freezekit.cache._ways._FORMS", 4)
+    model = nn.ModuleDict({"body": nn.Linear(8, 16), "head": nn.Linear(16, 2)})
+    model.forward = lambda inputs, step=0: model["head"](model["body"](inputs)) * step  # type: ignore[method-assign]
+    with ActivationCache(FreezePlan().freeze("body").apply(model), audit=0):
+        for step in range(4):
+            model(ROWS, step=step)
+        with pytest.warns(UserWarning, match="'step' alone had 4 values"):
+            model(ROWS, step=4)
+        model(ROWS, step=5)

@@ -136,6 +136,7 @@ class Ways:
         self._valid: dict[str, Validity] = {}
         self._digests: dict[int, tuple[int, int, bytes]] = {}
         self._changes: dict[Any, int] = {}
+        self._crowded = -1
         self._phase = applied.phase
         self._boundary = boundary
         self._durable = durable
@@ -164,6 +165,7 @@ class Ways:
             if way is None or self._still(way, modes) or self._restless(key):
                 return self._known[key], batch
         elif sum(each[0] == self._phase.index for each in self._known) >= _FORMS:
+            self._tell_forms(batch)
             return None, batch
         probed = self._probed(batch)
         if probed is None:
@@ -175,6 +177,25 @@ class Ways:
             key = (key[0], batch.form(), *key[2:])
         self._known[key] = way
         return way, batch
+
+    def _tell_forms(self, batch: Batch) -> None:
+        """Warns, once in a phase, that batches of more forms come than are learned."""
+        if self._crowded == self._phase.index:
+            return
+        self._crowded = self._phase.index
+        forms = [key[1] for key in self._known if key[0] == self._phase.index]
+        count = {
+            label: len({form[2 + at] for form in forms if form[0] == batch.layout})
+            for at, label in enumerate(batch.layout.labels)
+        }
+        label = max(count, key=lambda each: count[each])
+        warnings.warn(
+            f"batches came in {len(forms)} forms in this phase, and those of others are computed "
+            f"without the cache: {label!r} alone had {count[label]} values, or shapes. A number "
+            "that changes in each pass can be passed as a tensor, or used outside of the model; "
+            "padding to multiples of 8 or 16 gives fewer shapes",
+            stacklevel=2,
+        )
 
     def _restless(self, key: Any) -> bool:  # noqa: ANN401
         """Gives up a way whose ground changed again and again, and returns whether it did."""
