@@ -102,8 +102,9 @@ class State:
             for name, value in zip(names, values, strict=True):
                 if not name.startswith("_"):
                     yield f"{path}.{name} {_told(value)}"
-        for place, _, members in self._lists:
-            yield f"{place} {[_told(each) for each in members]}"
+        for place, value, members in self._lists:
+            words = [_told(each) for each in members]
+            yield f"{place} {sorted(words) if isinstance(value, set) else words}"
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""
