@@ -3,7 +3,7 @@
 import pytest
 
 from .cache_runs import GRADUAL, Side, gradual_unfreezing, heads_only, peak, top_layers
-from .minilm import OWN_BATCH, load_task
+from .minilm import OWN_BATCH, Task, load_task
 from .test_resolve_speed import best_of
 
 timing = pytest.mark.timing
@@ -25,26 +25,38 @@ def test_a_warm_epoch_of_the_heads_costs_a_thousandth_of_fine_tuning() -> None:
 
 
 @pytest.fixture(scope="module")
-def heads(one_thread: None) -> Side:
-    """Trains two batches in every way but the cached one, and all of them in that."""
-    return heads_only(load_task(256), 1, ways=("full", "flags", "frozen"), most=2)
+def heads(one_thread: None) -> Task:
+    return load_task(256)
+
+
+def short(task: Task, *ways: str) -> Side:
+    """Trains two batches in some ways, and all of them in the cached one."""
+    return heads_only(task, 1, ways=ways, most=2)
 
 
 @timing
-def test_ten_epochs_of_the_heads_with_the_fill_are_80_times_faster(heads: Side) -> None:
+def test_ten_epochs_of_the_heads_with_the_fill_are_80_times_faster(heads: Task) -> None:
     """80 times faster than full fine-tuning, 30 times than with frozen flags alone."""
-    full, flags = heads.times_faster(10, "full"), heads.times_faster(10, "flags")
-    print(f"{full:.0f} times, {flags:.0f} times")
-    assert full >= 80
-    assert flags >= 30
+
+    def measure() -> float:
+        side = short(heads, "full", "flags")
+        full, flags = side.times_faster(10, "full"), side.times_faster(10, "flags")
+        print(f"{full:.0f} times, {flags:.0f} times")
+        return max(80 / full, 30 / flags)
+
+    assert best_of(measure, 1.0, turns=4) <= 1
 
 
 @timing
-def test_the_fill_costs_half_of_an_epoch(heads: Side) -> None:
+def test_the_fill_costs_half_of_an_epoch(heads: Task) -> None:
     """Sorted by length, at most 0.5 of one epoch frozen and in eval; with all learning."""
-    found = heads.ratio("fill", "frozen")
-    print(f"{found:.3f}")
-    assert found <= 0.50
+
+    def measure() -> float:
+        found = short(heads, "frozen").ratio("fill", "frozen")
+        print(f"{found:.3f}")
+        return found
+
+    assert best_of(measure, 0.5, turns=4) <= 0.5
 
 
 @timing
@@ -59,7 +71,7 @@ def test_top_layers_cost_as_if_written_by_hand(layers: int, most: float) -> None
         print(f"top {layers}: {found:.3f} of uncached, {hand:.3f} of by hand")
         return max(found / most, hand / 1.03)
 
-    assert best_of(measure, 1.0, turns=5) <= 1
+    assert best_of(measure, 1.0, turns=8) <= 1
 
 
 @timing
