@@ -1,5 +1,8 @@
 """Whatever a stored value depends on may change between two passes: it is seen."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,42 +115,98 @@ def test_a_hook_that_was_there_and_goes_is_seen() -> None:
         assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
 
 
+class Prototypes(nn.Module):
+    """Compares rows with a few frozen vectors, which depend on no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 16))
+        self.fixed = nn.Parameter(torch.randn(5, 16))
+        self.prototypes = nn.Linear(16, 16)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        weights: torch.Tensor = self.mix(self.prototypes(self.fixed)).t()
+        return self.mix(self.body(inputs)) @ weights
+
+
 def test_constants_of_every_way_are_those_of_the_weights_now() -> None:
-    """A bias without rows is no stored row: each way, with gradients and without, knows it anew."""
-    model = Model()
-    with ActivationCache(PLAN.apply(model), audit=0):
-        for factor in (1.0, 5.0, 0.5):
+    """What has no rows is no stored row: with gradients and without, each knows it anew."""
+    model = Prototypes()
+    plan = FreezePlan().freeze("body").freeze("prototypes").freeze("fixed")
+    with ActivationCache(plan.apply(model), audit=0) as cache:
+        for factor in (1.0, 3.0, 0.5):
             with torch.no_grad():
-                model.bias.weight.mul_(factor)
-            for _ in range(2):
-                for gradients in (True, False):
-                    with torch.set_grad_enabled(gradients):
-                        found, expected = model(ROWS), bare(model, ROWS)
-                    assert torch.allclose(found, expected, atol=1e-6)
+                model.prototypes.weight.mul_(factor)
+            for gradients in (True, True, False, False):
+                with torch.set_grad_enabled(gradients):
+                    found, expected = model(ROWS), Prototypes.forward(model, ROWS)
+                assert torch.allclose(found, expected, atol=1e-5)
+        assert cache.stats().hits >= 6 * len(ROWS)
 
 
 def test_weights_on_the_same_memory_as_before_are_other_weights() -> None:
     """Rounded and widened again, they may lie where they lay, and have no other version."""
-    for _ in range(12):
-        model = Model()
-        with ActivationCache(PLAN.apply(model), audit=0):
-            model(ROWS)
+    for seed in range(24):
+        torch.manual_seed(seed)
+        width = 512 if seed % 2 else 4096
+        model = nn.Sequential(nn.Linear(64, width, bias=False), nn.GELU(), nn.Linear(width, 2))
+        inputs = torch.randn(8, 64)
+        with ActivationCache(FreezePlan().freeze("[0]").apply(model), audit=0):
+            model(inputs)
             model.bfloat16().float()
-            assert torch.allclose(model(ROWS), bare(model, ROWS), atol=1e-6)
+            assert torch.equal(model(inputs), model[2](model[1](model[0](inputs))))
+
+
+class Pair(nn.Module):
+    """Gives two tensors, of which only one is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 64), nn.Linear(64, 16)
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.first(inputs)
+        return states, self.second(states.relu())
+
+
+class Reader(nn.Module):
+    """Reads the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.head = Pair(), nn.Linear(16, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        _, states = self.pair(inputs)
+        out: torch.Tensor = self.head(states)
+        return out
 
 
 def test_passes_in_inference_mode_leave_nothing_behind_that_others_cannot_read() -> None:
     """A placeholder made there serves every mode."""
-    model = Model()
-    with ActivationCache(PLAN.apply(model), audit=0) as cache:
-        for _ in range(2):
-            with torch.inference_mode():
+    model = Reader()
+    with ActivationCache(FreezePlan().freeze("pair").apply(model), audit=0) as cache:
+        for mode in (*[torch.inference_mode] * 3, *[torch.no_grad] * 3):
+            with mode():
                 found = model(ROWS)
-            assert torch.allclose(found, bare(model, ROWS), atol=1e-6)
+            assert torch.allclose(found, Reader.forward(model, ROWS), atol=1e-6)
+        assert cache.stats().hits == 5 * len(ROWS)
+
+
+def test_rows_of_both_modes_are_kept() -> None:
+    """Where a frozen module is in train mode, evaluating in between drops nothing."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 2))
+    plan = FreezePlan().freeze("[0]", frozen_mode="train")
+    with ActivationCache(plan.apply(model), audit=0) as cache:
+        for _ in range(4):
+            model.train()
+            model(ROWS)
+            model.eval()
             with torch.no_grad():
-                found = model(ROWS)
-            assert torch.allclose(found, bare(model, ROWS), atol=1e-6)
-        assert cache.stats().hits >= 2 * len(ROWS)
+                model(ROWS)
+        assert cache.stats().hits == 6 * len(ROWS)
 
 
 def test_small_inputs_beside_an_id_count() -> None:
@@ -204,3 +263,28 @@ def test_a_number_that_changes_in_each_pass_is_named(monkeypatch: pytest.MonkeyP
         with pytest.warns(UserWarning, match="'step' alone had 4 values"):
             model(ROWS, step=4)
         model(ROWS, step=5)
+
+
+_TELLS = """
+from types import SimpleNamespace
+from torch import nn
+from freezekit.cache._state import State
+module = nn.Module()
+module.names = {*"abcdefgh"}
+module.settings = SimpleNamespace(fixed=frozenset("abcdefgh"))
+print([*State([("", module)]).told()])
+"""
+
+
+def test_names_of_rows_are_the_same_in_every_process() -> None:
+    """Sets of strings have another order in each."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _TELLS],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in range(3)
+    }  # fmt: skip
+    assert len(found) == 1
+    assert "abcdefgh" in "".join(filter(str.isalpha, found.pop()))

@@ -63,6 +63,19 @@ def test_a_mask_of_other_numbers_says_nothing_about_padding(value: int) -> None:
     assert not {*keys(IDS, MASK * value)} & {*keys(IDS, MASK)}
 
 
+def test_what_one_input_ends_with_is_not_what_the_next_begins_with() -> None:
+    """Rows are kept with other padding than zeros in one of two inputs, and differ in where."""
+
+    def forward(one: object, other: object, attention_mask: object) -> None: ...
+
+    def key(one: list[int], other: list[int]) -> int:
+        leaves = [torch.tensor([each]) for each in (one, other, [1, 1, 0, 0])]
+        layout = layout_of(forward, tuple(leaves), {}, "attention_mask")
+        return row_keys(read_batch(leaves, layout), (0, 1, 2))[0]
+
+    assert key([5, 6, 0, 0], [7, 2, 8, 9]) != key([5, 6, 2, 7], [8, 9, 0, 0])
+
+
 def test_a_hook_that_comes_later_is_called() -> None:
     """A hook on a frozen module after the first passes: it sees every pass from then on."""
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))

@@ -23,7 +23,7 @@ _KNOWN = _OWN | {"in_features", "out_features", "p", "inplace"}
 """What is in them."""
 _DEPTH = 4
 """How deep in objects, lists and dicts values are looked for."""
-_GROUPS = (list, tuple, set, dict)
+_GROUPS = (list, tuple, set, frozenset, dict)
 _GONE = object()
 
 
@@ -104,7 +104,7 @@ class State:
                     yield f"{path}.{name} {_told(value)}"
         for place, value, members in self._lists:
             words = [_told(each) for each in members]
-            yield f"{place} {sorted(words) if isinstance(value, set) else words}"
+            yield f"{place} {sorted(words) if isinstance(value, set | frozenset) else words}"
 
     def changed(self) -> str:
         """Returns the name of a value that has changed, an empty string if none has."""

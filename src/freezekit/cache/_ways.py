@@ -31,14 +31,14 @@ from ._store import Store
 
 _CHANGES = 8
 """How often what is stored may become invalid in one phase before it is given up."""
-_training = itemgetter("training")
-
 _SLOWER = 8
 """How many passes in a row may take longer for computing some of their rows only."""
 _FORMS = 64
 """How many forms of batches are learned in one phase."""
 _ROWS = 3
 """How many rows that differ it takes to learn: of one alone, none can depend on the others."""
+
+_training = itemgetter("training")
 
 
 @dataclass(slots=True, eq=False)
