@@ -380,6 +380,28 @@ def test_what_opens_in_a_window_waits_for_the_step() -> None:
     assert model.low[1].num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("where", ["foreign", "undecided"])
+def test_a_gradient_beside_what_is_frozen_is_waited_for(where: str) -> None:
+    """Groups that a rule freezes are passed over; not those with a tensor that no rule is about."""
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+    model[1].requires_grad_(False)
+    applied = FreezePlan().freeze("[0]", until_step=1).apply(model)
+    foreign = nn.Parameter(torch.ones(2))
+    groups = [{"params": [*each.parameters()]} for each in model]
+    groups[0]["params"].append(foreign)
+    optimizer = torch.optim.SGD(groups, 0.1)
+    applied.attach(optimizer)
+    gathers = foreign if where == "foreign" else model[1].weight
+    gathers.requires_grad_(True)
+    gathers.grad = torch.ones_like(gathers)
+    applied.advance(step=1)
+    assert not model[0].weight.requires_grad
+    optimizer.step()
+    optimizer.zero_grad()
+    applied.advance(step=1)
+    assert model[0].weight.requires_grad
+
+
 @pytest.mark.parametrize("accumulated", [1, 2, 4])
 def test_a_run_that_advances_in_windows_is_one_that_advances_at_their_end(accumulated: int) -> None:
     """Bit for bit, for what opens."""
