@@ -252,6 +252,21 @@ def test_checkpoints_reload(outcome: Outcome) -> None:
     assert [phase.frozen for phase in plan.resolve(loaded.model, **totals).phases] == frozen
 
 
+def test_the_page_predicts_from_a_checkpoint(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code on the example's page runs, and its last line labels the sentence."""
+    page = Path(train.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(outcome.output.parent)
+    code = code.replace('"outputs/', f'"{outcome.output.name}/')
+    before, _, last = code.strip().rpartition("\n")
+    names: dict[str, object] = {}
+    exec(before, names)
+    (label,) = eval(last, names)
+    assert label[1] in ("negative", "positive")
+
+
 def planned_factor(plan: str, name: str) -> float:
     """Returns what a plan's file multiplies the lr of a parameter of the backbone by."""
     if plan == "gradual":
