@@ -1,5 +1,6 @@
 """DeepSpeed: ZeRO of any stage goes through a plan's phases as DDP does."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +47,9 @@ def test_a_run_resumed_under_zero_equals_one_that_never_stopped(ranks: list[Any]
     """A block that closes and opens again has its moments back; what never trained has none."""
     for *_, resumed in ranks:
         assert resumed == {"stage 1": True, "stage 2": True, "stage 3": True}
+
+
+def test_what_the_page_on_engines_shows_runs(tmp_path: Path) -> None:
+    """An engine of DeepSpeed comes out of it."""
+    made = run_ranks("zero:page", str(tmp_path), count=1)
+    assert made == [["DeepSpeedEngine", "AppliedPlan"]]

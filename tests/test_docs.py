@@ -190,7 +190,7 @@ def test_the_calls_of_diagnose_are_right(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_page_on_engines_runs(tmp_path: Path) -> None:
-    """What it shows of each engine trains; DeepSpeed has an environment of its own."""
+    """What it shows of each engine trains; DeepSpeed's is run by the tests of DeepSpeed."""
     pytest.importorskip("accelerate")
     pytest.importorskip("lightning")
     (headings,) = run_ranks("engines_page:run", str(tmp_path), count=1)

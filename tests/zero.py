@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import engines_page
 import sharded
 import torch
 from engines import (
@@ -188,3 +189,11 @@ def _in_a_window(stage: int) -> tuple[bool, ...]:
         engine.step()
         seen.append(model.blocks[1].linear.weight.requires_grad)
     return tuple(seen)
+
+
+def page(folder: str) -> list[str]:
+    """Runs what the page on engines shows of DeepSpeed, and returns the names that it made."""
+    start()
+    names = engines_page.given(folder) | {"config": settings(1)}
+    exec(compile(engines_page.blocks()["DeepSpeed"], "engines.md", "exec"), names)
+    return [type(names[name]).__name__ for name in ("engine", "applied")]
