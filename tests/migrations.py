@@ -412,7 +412,8 @@ KERAS = Peer(
     "The spellings are tried on a ResNet with the same parts.",
     (
         Row("ResNet", "model.backbone.trainable = False", 'freeze("backbone")',
-            "dropout in a frozen layer still drops there"),
+            "dropout in a frozen layer still drops there; Keras asks for another `compile` after "
+            "each change, a plan holds from `apply` on, under `torch.compile` too"),
         Row("ResNet", "for layer in model.layers[:-1]: layer.trainable = False",
             'freeze("**").unfreeze("head")',
             "names instead of positions"),
@@ -420,7 +421,17 @@ KERAS = Peer(
             "for layer in model.backbone.layers: "
             "layer.trainable = not isinstance(layer, BatchNormalization)",
             'freeze("backbone.**@BatchNorm2d")',
-            "`@` looks at classes"),
+            "`layers` of an application are all its layers, those of a nested model are not among "
+            "them and keep their flags; `**` finds them at any depth"),
+        Row("ResNet",
+            "model.backbone.trainable = False\nmodel.compile(AdamW(1e-3))\n"
+            "model.fit(data, epochs=2)\nmodel.backbone.trainable = True\n"
+            "model.compile(AdamW(1e-5))\nmodel.fit(data, epochs=2)",
+            'freeze("backbone").unfreeze("backbone", at_epoch=2)'
+            '.group("**", lr=1e-5, at_epoch=2)',
+            "one training instead of two; the optimizer keeps its state, a compiled one begins "
+            "anew",
+            epochs=4),
         Row("ResNet",
             "model.backbone.layer1.trainable = False\nmodel.trainable = True",
             'unfreeze("**").freeze("backbone.layer1")',
@@ -428,10 +439,6 @@ KERAS = Peer(
             "wins, so the exception stands behind",
             "trains {more} again",
             more=("backbone.layer1",)),
-        Row("ResNet", "model.compile()\nmodel.backbone.trainable = False", 'freeze("backbone")',
-            "compiling fixes what trains; a plan holds from `apply` on, under `torch.compile` too",
-            "goes on to train {more} until it is compiled again",
-            more=("backbone",)),
     ),
 )  # fmt: skip
 

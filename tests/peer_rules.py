@@ -11,7 +11,7 @@ import re
 import shlex
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from types import SimpleNamespace
@@ -508,13 +508,13 @@ def _switch(model: nn.Module, selects: Callable[[str], object], *, trainable: bo
 class Layer:
     """A layer or model of Keras, around a module of torch.
 
-    From its guide to transfer learning and the reference of `Layer.trainable` and
-    `BatchNormalization`: `trainable` is set for a layer and all layers in it, and `compile` fixes
-    what is trained. `layers` of a model are its parts, those of an application all its layers.
+    From its guide to transfer learning and the reference of `Layer.trainable`: the flag is set for
+    a layer and all layers in it, and what a model trains is what has it when the model is compiled.
+    `layers` of a model are its parts, those of an application all its layers.
     """
 
     def __init__(self, module: nn.Module, *, top: bool = True) -> None:
-        self._module, self._compiled = module, None
+        self._module, self.epochs = module, list[Outcome]()
         for name, child in module.named_children():
             setattr(self, name, _layer(child))
         leaves = [each for each in module.modules() if not list(each.children())]
@@ -529,11 +529,11 @@ class Layer:
     def trainable(self, value: bool) -> None:
         self._module.requires_grad_(value)
 
-    def compile(self) -> None:
-        self._compiled = flagged(self._module)
+    def compile(self, lr: float) -> None:
+        self._compiled = dict.fromkeys(flagged(self._module), Trained(lr))
 
-    def trained(self) -> Outcome:
-        return flagged(self._module) if self._compiled is None else self._compiled
+    def fit(self, data: object, epochs: int) -> None:
+        self.epochs += [self._compiled] * epochs
 
 
 class BatchNormalization(Layer):
@@ -546,10 +546,11 @@ def _layer(module: nn.Module) -> Layer:
 
 
 def keras(text: str, model: nn.Module, epochs: int) -> list[Outcome]:
-    """Runs the lines of a script."""
+    """Runs the lines of a script; without one that fits, the flags after it count."""
     wrapped = Layer(model)
-    exec(text, {"model": wrapped, "BatchNormalization": BatchNormalization})
-    return [wrapped.trained()] * epochs
+    scope = {"BatchNormalization": BatchNormalization, "AdamW": float, "data": None}
+    exec(text, scope | {"model": wrapped})
+    return wrapped.epochs or [flagged(model)] * epochs
 
 
 PEERS: dict[str, Callable[[str, nn.Module, int], list[Outcome]]] = {
@@ -570,8 +571,3 @@ PEERS: dict[str, Callable[[str, nn.Module, int], list[Outcome]]] = {
 def outcomes(peer: str, text: str, model: nn.Module, epochs: int = 1) -> list[Outcome]:
     """Returns what trains in each epoch under a peer's spelling; it is written into the model."""
     return PEERS[peer](text, model, epochs)
-
-
-def selects(peer: str) -> Callable[[nn.Module, str], Iterator[str]]:
-    """Returns how a peer reads one pattern: a function of model and pattern to names."""
-    raise NotImplementedError

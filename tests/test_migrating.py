@@ -4,12 +4,13 @@ import os
 import re
 
 import pytest
+import torch
 from migration_page import PAGE, covered, rendered
 from migrations import PEERS, Row
-from peer_models import MODELS
+from peer_models import MODELS, ConvNet, shared
 from peer_rules import DECAY, LR, Outcome, Trained, outcomes
 
-from freezekit import FreezePlan, ResolvedPlan
+from freezekit import FreezePlan, PatternError, PlanError, ResolvedPlan
 from freezekit._rules import parse_rows
 
 OVERWRITE = "FREEZEKIT_OVERWRITE_GOLDEN"
@@ -88,3 +89,75 @@ def test_the_page_shows_the_rows() -> None:
     if os.environ.get(OVERWRITE):
         PAGE.write_text(rendered(text), encoding="utf-8")
     assert rendered(text) == text
+
+
+def statistics(model: torch.nn.Module) -> torch.Tensor:
+    """The running means of the backbone, after a batch in train mode."""
+    model.train()
+    model(torch.randn(4, 3, 8, 8) + 1)
+    return torch.cat([each for name, each in model.named_buffers() if name.endswith("_mean")])
+
+
+def test_batch_norm_that_lightning_freezes_goes_by_the_batch() -> None:
+    """With `train_bn=False` a frozen backbone answers otherwise in training; ours does not."""
+    from lightning.pytorch.callbacks import BaseFinetuning
+
+    theirs, ours = ConvNet().eval(), ConvNet().eval()
+    ours.load_state_dict(theirs.state_dict())
+    inputs = torch.randn(4, 3, 8, 8) + 1
+    expected = theirs(inputs)
+    BaseFinetuning.freeze(theirs.backbone, train_bn=False)
+    applied = FreezePlan().freeze("backbone").apply(ours)
+    assert not torch.allclose(theirs.train()(inputs), expected, atol=1e-3)
+    torch.testing.assert_close(ours.train()(inputs), expected)
+    assert not statistics(ours).any()
+    applied.release()
+    assert statistics(ours).any()
+
+
+def test_a_rate_of_zero_is_lifted_by_an_absolute_floor() -> None:
+    """What MMEngine's `lr_mult=0` leaves in the optimizer trains under `eta_min`."""
+    frozen, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [frozen], "lr": LR * 0.0}, {"params": [head]}]
+    optimizer = torch.optim.SGD(groups, lr=LR)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4, eta_min=1e-4)
+    for _ in range(4):
+        (frozen.sum() + head.sum()).backward()
+        optimizer.step()
+        scheduler.step()
+    assert (frozen < 1).all()
+    with pytest.raises(PlanError, match="freeze"):
+        FreezePlan().group("backbone", lr=0)
+
+
+def test_rows_without_gradients_decay() -> None:
+    """A hook that clears the gradients of rows, as axolotl's, leaves them to weight decay."""
+    moved = {}
+    for side in ("theirs", "ours"):
+        model = torch.nn.Sequential(torch.nn.Embedding(4, 2))
+        before = model[0].weight.detach().clone()
+        if side == "ours":
+            applied = FreezePlan().unfreeze("0.weight", rows="2:").apply(model)
+            optimizer = applied.optimizer(torch.optim.AdamW, lr=0.1, weight_decay=0.1)
+        else:
+            model[0].weight.register_hook(lambda grad: grad.index_fill(0, torch.arange(2), 0.0))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+        model(torch.arange(4)).sum().backward()
+        optimizer.step()
+        moved[side] = (model[0].weight != before).any(1).tolist()
+    assert moved == {"theirs": [True] * 4, "ours": [False, False, True, True]}
+
+
+def test_a_name_that_does_not_exist_is_silent_or_an_error() -> None:
+    """A misspelt text is an error of freezekit; most peers go on with what is left of it."""
+    with pytest.raises(PatternError, match="did you mean"):
+        FreezePlan().freeze("model.layer.1").resolve(shared("Llama"))
+    for peer, text in (
+        ("skorch", 'callbacks=[Freezer("model.layer.1.*")]'),
+        ("ms-swift", "--freeze_parameters model.layer.1"),
+        ("MMEngine", 'paramwise_cfg=dict(custom_keys={"model.layer.1.": dict(lr_mult=0.0)})'),
+    ):
+        assert len(outcomes(peer, text, MODELS["Llama"]())[0]) == 111
+    with pytest.raises(ValueError, match="choose from"):
+        text = "finetuning_type: freeze\nfreeze_trainable_modules: attention"
+        outcomes("LLaMA-Factory", text, MODELS["Llama"]())
