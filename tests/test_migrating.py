@@ -158,6 +158,6 @@ def test_a_name_that_does_not_exist_is_silent_or_an_error() -> None:
         ("MMEngine", 'paramwise_cfg=dict(custom_keys={"model.layer.1.": dict(lr_mult=0.0)})'),
     ):
         assert len(outcomes(peer, text, MODELS["Llama"]())[0]) == 111
+    text = "finetuning_type: freeze\nfreeze_trainable_modules: attention"
     with pytest.raises(ValueError, match="choose from"):
-        text = "finetuning_type: freeze\nfreeze_trainable_modules: attention"
         outcomes("LLaMA-Factory", text, MODELS["Llama"]())
