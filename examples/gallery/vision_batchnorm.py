@@ -41,8 +41,8 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 
 
 torch.manual_seed(0)
-old_task = stripes(512, torch.tensor([0.0, 1.57]), brightness=0.0)
-new_task = stripes(512, torch.tensor([0.79, 2.36]), brightness=3.0)
+old_task = stripes(256, torch.tensor([0.0, 1.57]), brightness=0.0)
+new_task = stripes(256, torch.tensor([0.79, 2.36]), brightness=5.0)
 
 layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)]
 backbone = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -69,6 +69,5 @@ def run(rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # any free port
     torch.multiprocessing.spawn(run, args=(store.port,), nprocs=2)
