@@ -84,7 +84,7 @@ def test_a_plan_keeps_the_statistics_that_are_lost_by_hand(run: Run) -> None:
 def test_layer_decay_gives_each_layer_less_than_the_one_above(run: Run) -> None:
     """The optimizer has the rates that are printed, and the loss falls."""
     ran = run("language_model_layer_decay", measured=r"loss \d+\.\d+")
-    rates = sorted({group["initial_lr"] for group in ran.optimizer.param_groups}, reverse=True)
+    rates = sorted({group["lr"] for group in ran.optimizer.param_groups}, reverse=True)
     assert rates == pytest.approx([0.01 * 0.8**index for index in range(6)])
     losses = [float(text) for text in re.findall(r"loss (\d+\.\d+)", ran.printed)]
     assert losses == sorted(losses, reverse=True)
@@ -122,13 +122,11 @@ def test_ranks_agree_after_an_unfreeze(run: Run) -> None:
 
 
 def test_the_cache_computes_each_row_once_and_changes_nothing(run: Run) -> None:
-    """Four of five epochs are read, in less time, and the head ends the same."""
+    """Three of four epochs are read, in less time, and the head ends the same."""
     ran = run("cached", measured=r"\d+\.\d\d s|\d+ times")
-    assert (ran.stats.misses, ran.stats.hits) == (128, 4 * 128)
+    assert (ran.stats.misses, ran.stats.hits) == (128, 3 * 128)
     assert sum(ran.after[1:]) < sum(ran.before[1:])
     assert "same head in the end: True" in ran.printed
-    start = [each.detach() for each in ran.Classifier().head.parameters()]
-    assert not torch.equal(ran.cached.head.weight, start[0])
 
 
 def test_scores_name_the_layer_that_a_shift_concerns(run: Run) -> None:
@@ -151,14 +149,20 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(run: Run) -> None:
     """Weights, moments and learning rates are equal to the last bit."""
     ran = run("gradual_with_resume")
     assert "same weights to the last bit: True" in ran.printed
-    torch.testing.assert_close(
-        ran.whole["optimizer"].state_dict(), ran.resumed["optimizer"].state_dict(), rtol=0, atol=0
+    one, other = (parts["optimizer"] for parts in (ran.whole, ran.resumed))
+    assert all(
+        torch.equal(value, other.state[twin][key])
+        for (_, state), twin in zip(one.state.items(), other.state, strict=True)
+        for key, value in state.items()
     )
+    assert [group["lr"] for group in one.param_groups] == [
+        group["lr"] for group in other.param_groups
+    ]
     assert not diagnose(ran.resumed["plan"], ran.resumed["scheduler"])
 
 
 def test_the_plan_in_the_file_is_what_the_command_line_shows(
-    run: Run, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """`freezekit show` prints the same summary for a directory with the config."""
     ran = run("plan_from_file")
@@ -166,6 +170,6 @@ def test_the_plan_in_the_file_is_what_the_command_line_shows(
     ran.BertConfig(architectures=["BertForSequenceClassification"]).save_pretrained(folder)
     options = ["--plan", str(GALLERY / "plan.yaml"), "--at-epoch", "1", "--depth", "2"]
     assert cli.main(["show", str(folder), *options]) == 0
-    shown = capsys.readouterr().out
-    assert shown.strip()
+    shown = capfd.readouterr().out
+    assert "phase: 2 of 2 (from epoch 1)" in shown
     assert shown.strip() in ran.printed
