@@ -5,8 +5,9 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 
 import torch
+from peer_configs import fts_names
 from peer_models import shared
-from peer_rules import fts_names, outcomes
+from peer_rules import outcomes
 
 from freezekit import FreezePlan, PatternError
 

@@ -8,7 +8,8 @@ import torch
 from migration_page import PAGE, covered, rendered
 from migrations import PEERS, Row
 from peer_models import MODELS, ConvNet, shared
-from peer_rules import DECAY, LR, Outcome, Trained, outcomes
+from peer_outcomes import DECAY, LR, Outcome, Trained
+from peer_rules import outcomes
 
 from freezekit import FreezePlan, PatternError, PlanError, ResolvedPlan
 from freezekit._rules import parse_rows

@@ -9,8 +9,11 @@ import pytest
 import torch
 import yaml
 from migrations import PEERS, Row
+from peer_configs import implicit_schedule
 from peer_models import MODELS, ViT
-from peer_rules import LR, AdamW, Outcome, implicit_schedule, outcomes, stepped, timm
+from peer_outcomes import LR, Outcome, stepped
+from peer_rules import outcomes
+from peer_scripts import AdamW, timm
 from vision import load_torchvision
 
 NEEDED = ("timm", "torchvision", "skorch", "finetuning_scheduler")
