@@ -16,7 +16,7 @@ resolved: ResolvedPlan = plan.resolve(model)
 phase: Phase = resolved.at(epoch=1)
 names: frozenset[str] = phase.frozen
 plan.save(Path("plan.yaml"))
-plot.schedule(resolved).figure
+plot.schedule(resolved).set_title("a plan")
 recipes.bitfit(model).freeze("**@*Norm")
 
 with plan.apply(model) as applied:
