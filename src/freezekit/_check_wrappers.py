@@ -162,7 +162,8 @@ def compiled(setup: Setup) -> Iterator[Finding]:
         return
     from torch._dynamo import config
 
-    limit = config.recompile_limit
+    # torch 2.6 has it under the name before.
+    limit = getattr(config, "recompile_limit", None) or config.cache_size_limit
     for modules in frames.values():
         by_phase = [*zip(*(_states(setup, module) for module in modules), strict=True)]
         states = {state for phase in by_phase for state in phase}
