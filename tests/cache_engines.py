@@ -30,11 +30,11 @@ def plain(rank: int = 0, ranks: int = 1, *, wrapped: bool = False) -> Course:
     return steps, stats
 
 
-def in_ranks() -> Course:
-    """Trains under DDP, in one of several processes."""
-    torch.distributed.init_process_group("gloo")
+def in_ranks() -> dict[str, Course]:
+    """Trains with Trainer and in a loop under DDP, in one of several processes."""
+    trained = by_trainer_in_ranks()  # which begins to talk to the other ranks
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return plain(rank, ranks, wrapped=True)
+    return {"trainer": trained, "loop": plain(rank, ranks, wrapped=True)}
 
 
 def by_trainer(folder: Path | str) -> Course:
@@ -51,7 +51,7 @@ def by_trainer(folder: Path | str) -> Course:
         return recorder.steps, cache.stats()
 
 
-def trainer_in_ranks() -> Course:
+def by_trainer_in_ranks() -> Course:
     """Trains with the Trainer of transformers, in one of several processes."""
     from trainer_runs import Recorder, Rows, trainer
 

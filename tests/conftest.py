@@ -23,7 +23,7 @@ def seeded() -> Iterator[None]:
     python_state = random.getstate()
     with torch.random.fork_rng(devices=[]):
         random.seed(0)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack, thrice
         yield
     random.setstate(python_state)
 

@@ -1,5 +1,6 @@
 """Plans drawn without a model: every verb, every property, patterns with awkward text."""
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -58,21 +59,12 @@ def moments(draw: st.DrawFn) -> dict[str, Any]:
     return found
 
 
-@st.composite
-def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
-    """Draws a rule.
-
-    Args:
-        draw: given by Hypothesis.
-        nulls: whether None may stand among the options.
-    """
-    verb = draw(st.sampled_from(sorted(VERBS)))
-    rest = [] if verb == "no_decay" else draw(st.lists(plain_patterns, max_size=3))
-    patterns = [draw(plain_patterns), *(draw(st.sampled_from(["", "!"])) + text for text in rest)]
+@cache
+def _values(nulls: bool) -> dict[str, st.SearchStrategy[Any]]:
+    """Returns what draws each property that any verb takes."""
     scalars = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     scalars |= texts | st.none() if nulls else texts
-    values: dict[str, st.SearchStrategy[Any]] = {
-        draw(st.sampled_from(["lr", "lr_mult"])): positive,
+    return {
         "weight_decay": st.just(0) | positive,
         "warmup_steps": st.integers(1, 1000),
         "options": options(scalars),
@@ -88,6 +80,20 @@ def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
         "low": st.floats(0, 1, exclude_min=True) | st.just(1),
         "high": st.floats(1, allow_infinity=False) | st.integers(1, 10),
     }
+
+
+@st.composite
+def rules(draw: st.DrawFn, *, nulls: bool = True) -> Rule:
+    """Draws a rule.
+
+    Args:
+        draw: given by Hypothesis.
+        nulls: whether None may stand among the options.
+    """
+    verb = draw(st.sampled_from(sorted(VERBS)))
+    rest = [] if verb == "no_decay" else draw(st.lists(plain_patterns, max_size=3))
+    patterns = [draw(plain_patterns), *(draw(st.sampled_from(["", "!"])) + text for text in rest)]
+    values = _values(nulls) | {draw(st.sampled_from(["lr", "lr_mult"])): positive}
     clock = draw(st.sampled_from(["epoch", "step"]))
     values |= {f"start_{clock}": st.integers(0, 9), f"every_{clock}s": st.integers(1, 9)}
     needed = {

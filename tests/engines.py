@@ -166,10 +166,11 @@ def plain(
     return steps
 
 
-def in_ranks() -> list[Step]:
-    """Trains under DDP, in one of several processes."""
+def in_ranks() -> tuple[list[Step], dict[str, str]]:
+    """Trains under DDP, in one of several processes; also what is refused there."""
     torch.distributed.init_process_group("gloo")
-    return plain(torch.distributed.get_rank(), torch.distributed.get_world_size(), ddp)
+    steps = plain(torch.distributed.get_rank(), torch.distributed.get_world_size(), ddp)
+    return steps, refused()
 
 
 def furthest(one: list[Step], other: list[Step]) -> float:
@@ -202,9 +203,8 @@ def check_same_course(one: list[Step], other: list[Step]) -> None:
         assert a.lrs == b.lrs
 
 
-def refused_in_ranks() -> dict[str, str]:
+def refused() -> dict[str, str]:
     """Returns what is said, in one of several processes, where ranks would drift apart."""
-    torch.distributed.init_process_group("gloo")
     ddp_class = nn.parallel.DistributedDataParallel
     said = {}
 

@@ -180,7 +180,11 @@ class Reference:
     def __init__(self, case: Case, model: nn.Module) -> None:
         """Finds all names and checks every pattern."""
         self.case, self.model = case, model
-        self._states: dict[int, dict[str, State]] = {}
+        self._edges = [
+            (self._moment(rule, "at"), self._moment(rule, "until")) for rule in case.rules
+        ]
+        self._states: dict[tuple[int, ...], dict[str, State]] = {}
+        self._held: dict[tuple[int, ...], set[str]] = {}
         self._selected: dict[tuple[int, int], bool | None] = {}
         spelled = spelled_names(model)
         self.tensors = {name: Target(names, True) for name, names in spelled.items()}
@@ -204,20 +208,31 @@ class Reference:
         self.parameters = {name: everything[name] for name in self.canonical}
         self.flags = {name: p.requires_grad for name, p in self.parameters.items()}
 
-    def state(self, name: str, moment: int) -> State:
-        """Returns what holds for a parameter.
+    def in_list(self, moment: int) -> tuple[int, ...]:
+        """Returns the numbers of the rules that are in the list at a moment.
+
+        All else that is asked of a moment depends on these alone.
+        """
+        return tuple(
+            number
+            for number, (opens, closes) in enumerate(self._edges)
+            if (opens is None or opens <= moment) and (closes is None or moment < closes)
+        )
+
+    def state(self, name: str, listed: Sequence[int]) -> State:
+        """Returns what holds for a parameter with these rules.
 
         Raises:
             ContradictionError: two of its names disagree.
         """
         own = self.tensors[name]
-        decided = self._winners(own, name, moment)
+        decided = self._winners(own, name, listed)
         said, through = dict(decided), dict.fromkeys(decided, name)
         for alias in self.aliases[name]:
             other = self.tensors[alias]
             if any(self._selects(number, other, name) is False for number, _ in decided.values()):
                 raise ContradictionError(f"{name} selected, {alias} taken away")
-            for key, (number, value) in self._winners(other, name, moment).items():
+            for key, (number, value) in self._winners(other, name, listed).items():
                 if self._selects(number, own, name) is not None:
                     continue
                 if key not in said:
@@ -235,16 +250,17 @@ class Reference:
             rate if unit == "lr_mult" else None,
             values.get("weight_decay"),
             values.get("warmup_steps"),
-            (self._moment(self.case.rules[warms[0]], "at") or 0, 0) if warms else None,
+            (self._edges[warms[0]][0] or 0, 0) if warms else None,
             tuple(sorted(options.items())),
             values.get("frozen_mode"),
         )
 
     def states(self, moment: int) -> dict[str, State]:
         """Returns what holds for every parameter, by canonical name."""
-        if moment not in self._states:
-            self._states[moment] = {name: self.state(name, moment) for name in self.canonical}
-        return self._states[moment]
+        listed = self.in_list(moment)
+        if listed not in self._states:
+            self._states[listed] = {name: self.state(name, listed) for name in self.canonical}
+        return self._states[listed]
 
     def selection(self, rule: DrawnRule) -> set[str]:
         """Returns the tensors, by canonical name, and modules with buffers a rule selects."""
@@ -257,15 +273,21 @@ class Reference:
         }  # fmt: skip
 
     def held(self, moment: int) -> set[str]:
-        """Returns the paths of the modules held in eval mode.
+        """Returns the paths of the modules held in eval mode."""
+        listed = self.in_list(moment)
+        if listed not in self._held:
+            self._held[listed] = self._found_held(self.states(moment), listed)
+        return self._held[listed]
+
+    def _found_held(self, states: dict[str, State], listed: Sequence[int]) -> set[str]:
+        """Returns the paths of the modules held in eval mode with these rules.
 
         A module is held by what it contains, or because all places it stands at are. A place that
         would be held around a module that is not is opened instead, with all around it.
         """
-        states = self.states(moment)
         by_tensor = {id(p): states[name] for name, p in self.parameters.items()}
         modules = dict(self.model.named_modules())
-        says = {path: self._fate(module, path, by_tensor, moment)
+        says = {path: self._fate(module, path, by_tensor, listed)
                 for path, module in modules.items()}  # fmt: skip
         opened = {path for path, each in says.items() if each == "free"}
         while True:
@@ -286,7 +308,9 @@ class Reference:
                 return held - self._recurrent_behind_trainable(states, held)
             opened |= torn
 
-    def _fate(self, module: nn.Module, path: str, by_tensor: dict[int, State], moment: int) -> str:
+    def _fate(
+        self, module: nn.Module, path: str, by_tensor: dict[int, State], listed: Sequence[int]
+    ) -> str:
         """Returns what a module's own contents say: "hold", "free", or "follow" its parent."""
         states = [by_tensor[id(p)] for p in module.parameters()]
         if states:
@@ -294,7 +318,7 @@ class Reference:
             return "hold" if frozen and any(s.by_rule for s in states) else "partial"
         if path not in self.buffered:
             return "follow"
-        said = self._winners(self.buffered[path], None, moment)
+        said = self._winners(self.buffered[path], None, listed)
         values = {key: value for key, (_, value) in said.items()}
         if values.get("frozen_mode") == "train":
             return "free"
@@ -310,13 +334,15 @@ class Reference:
             and trains and min(trains) < order.index(path)
         }  # fmt: skip
 
-    def _winners(self, target: Target, name: str | None, moment: int) -> dict[str, tuple[int, Any]]:
+    def _winners(
+        self, target: Target, name: str | None, listed: Sequence[int]
+    ) -> dict[str, tuple[int, Any]]:
         """Returns, by property, the last rule in the list that sets it, and the value."""
         found: dict[str, tuple[int, Any]] = {}
-        for number, rule in enumerate(self.case.rules):
-            if not self._is_in_list(rule, moment) or not self._selects(number, target, name):
-                continue
-            found.update((key, (number, value)) for key, value in _settings(rule))
+        for number in listed:
+            if self._selects(number, target, name):
+                settings = _settings(self.case.rules[number])
+                found.update((key, (number, value)) for key, value in settings)
         return found
 
     def _selects(self, number: int, target: Target, name: str | None) -> bool | None:
@@ -331,11 +357,6 @@ class Reference:
 
     def _is_small(self, name: str) -> bool:
         return name.rpartition(".")[2].startswith("bias") or self.parameters[name].dim() <= 1
-
-    def _is_in_list(self, rule: DrawnRule, moment: int) -> bool:
-        opens = self._moment(rule, "at")
-        closes = self._moment(rule, "until")
-        return (opens is None or opens <= moment) and (closes is None or moment < closes)
 
     def _moment(self, rule: DrawnRule, edge: str) -> int | None:
         per_epoch = self.case.totals.get("steps_per_epoch", 1)

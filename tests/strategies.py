@@ -6,8 +6,10 @@ to freezekit, the data to the reference, which therefore needs no parser.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -110,7 +112,7 @@ class Tree:
     def build(self) -> nn.Module:
         """Returns the model, with the same values each time."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack
             model = self._built()
         for first, second in self.ties:
             model.get_submodule(second).weight = model.get_submodule(first).weight
@@ -277,7 +279,7 @@ class Case:
         """The plan; phases in which nothing trains are allowed."""
         return FreezePlan(tuple(each.rule for each in self.rules), allow_all_frozen=True)
 
-    @property
+    @cached_property
     def clock(self) -> Literal["epoch", "step"]:
         """A clock that the plan uses, if it uses one."""
         edges = {name.partition("_")[2] for rule in self.rules for name in rule.properties}
@@ -310,7 +312,9 @@ def patterns(draw: st.DrawFn, model: nn.Module, *, negated: bool = False) -> Pat
         name = draw(st.sampled_from(tensors))
         regex = draw(st.sampled_from([re.escape(name), rf"(.*\.)?{name.rpartition('.')[2]}"]))
         return Pattern((), regex, negated)
-    several = [name for name in tensors if _has_further_names(model, name)]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    counts = Counter(map(id, named.values()))
+    several = [name for name in tensors if name in named and counts[id(named[name])] > 1]
     often = several if several and draw(st.integers(0, 2)) == 0 else []
     path = draw(st.sampled_from(often or [*modules, *tensors]))
     segments = path.split(".") if path else []
@@ -326,11 +330,6 @@ def patterns(draw: st.DrawFn, model: nn.Module, *, negated: bool = False) -> Pat
         if draw(st.integers(0, 3)) == 0:
             items.append(Item("depth"))
     return Pattern(tuple(items) or (Item("depth"),), None, negated)
-
-
-def _has_further_names(model: nn.Module, name: str) -> bool:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    return name in named and sum(tensor is named[name] for tensor in named.values()) > 1
 
 
 @st.composite

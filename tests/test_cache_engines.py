@@ -36,10 +36,18 @@ def test_trainer(uncached: list[Step], tmp_path: Path) -> None:
     check(cache_engines.by_trainer(tmp_path), uncached, 24)
 
 
-@pytest.mark.parametrize("function", ["in_ranks", "trainer_in_ranks"])
-def test_two_ranks_have_a_share_each(function: str, uncached: list[Step]) -> None:
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Course]]:
+    """What each of two processes saw."""
+    return run_ranks("cache_engines:in_ranks")
+
+
+@pytest.mark.parametrize("how", ["loop", "trainer"])
+def test_two_ranks_have_a_share_each(
+    how: str, ranks: list[dict[str, Course]], uncached: list[Step]
+) -> None:
     """Under DDP each rank stores its own rows, and both train as one process does."""
-    courses = run_ranks(f"cache_engines:{function}")
+    courses = [each[how] for each in ranks]
     assert furthest(courses[0][0], courses[1][0]) == 0
     for steps, stats in courses:
         assert furthest(steps, uncached) < 1e-5

@@ -1081,6 +1081,7 @@ def test_what_needs_no_torch_does_not_import_it(arguments: list[str]) -> None:
     assert len(finished.stdout) > 10
 
 
+@pytest.mark.timing
 def test_help_is_quick() -> None:
     """`freezekit --help` costs less than fifteen times what starting Python costs.
 
@@ -1096,8 +1097,8 @@ def test_help_is_quick() -> None:
         )
 
     cost("-m", "freezekit", "--help")  # writes the bytecode
-    bare = statistics.median(cost("-c", "pass") for _ in range(9))
-    told = statistics.median(cost("-m", "freezekit", "--help") for _ in range(9))
+    bare = statistics.median(cost("-c", "pass") for _ in range(5))
+    told = statistics.median(cost("-m", "freezekit", "--help") for _ in range(5))
     assert told < 15 * max(bare, 0.01), (told, bare)
 
 
@@ -1181,7 +1182,7 @@ def test_a_process_with_another_encoding_prints_escapes() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("line", ["schema", "--help", "layers shop:build", "show shop:build"])
+@pytest.mark.parametrize("line", ["schema", "--help", "show shop:build"])
 def test_a_stdout_that_takes_no_more_is_one_line(line: str) -> None:
     """A full disk behind stdout is an error like that of a file that cannot be written."""
     with Path("/dev/full").open("w") as full:

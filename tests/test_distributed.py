@@ -1,12 +1,21 @@
 """Several ranks: what begins to train is averaged between them, or refused."""
 
-from engines import check_same_course, furthest, plain
+import pytest
+from engines import Step, check_same_course, furthest, plain
 from ranks import run_ranks
 
+Found = tuple[list[Step], dict[str, str]]
 
-def test_ddp_trains_all_phases_as_one_process_does() -> None:
+
+@pytest.fixture(scope="module")
+def ranks() -> list[Found]:
+    """What each of two processes saw: its training, and what is refused."""
+    return run_ranks("engines:in_ranks")
+
+
+def test_ddp_trains_all_phases_as_one_process_does(ranks: list[Found]) -> None:
     """Two ranks stay bit-identical through all phases, and agree with one on the whole batch."""
-    first, second = run_ranks("engines:in_ranks")
+    (first, _), (second, _) = ranks
     alone = plain()
     assert furthest(first, second) == 0.0
     assert furthest(first, alone) < 1e-5
@@ -14,9 +23,9 @@ def test_ddp_trains_all_phases_as_one_process_does() -> None:
     assert len({step.trainable for step in alone}) == 5
 
 
-def test_what_would_drift_apart_is_refused() -> None:
+def test_what_would_drift_apart_is_refused(ranks: list[Found]) -> None:
     """Among several ranks nothing opens that is not averaged, and each refusal says the way out."""
-    first, second = run_ranks("engines:refused_in_ranks")
+    (_, first), (_, second) = ranks
     assert first == second
     allowed = {name for name, message in first.items() if not message}
     assert allowed == {"trusted", "loaded before the wrap", "wrapped after loading"}

@@ -246,6 +246,14 @@ def test_a_tie_that_agrees_makes_no_phase() -> None:
     assert len(FreezePlan().freeze("lm").freeze("body", at_epoch=2).resolve(model).phases) == 1
 
 
+def test_a_further_name_adds_what_the_canonical_one_leaves_open() -> None:
+    """A property both names are given does not hide the next, which only the further one is."""
+    model = model_of(body=nn.Embedding(4, 2), lm=nn.Linear(2, 4, bias=False))
+    model.lm.weight = model.body.weight
+    (row,) = FreezePlan().unfreeze("{body,lm}").group("lm", lr=0.1).resolve(model).rows
+    assert (row.decisions[0].decided, row.decisions[0].lr) == (True, 0.1)
+
+
 def test_copies_of_a_part_take_a_plan_of_their_own() -> None:
     """A deep copy of a held part, and of the whole, is free; the original is not."""
     model = model_of(a=nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), b=nn.Linear(2, 2))

@@ -85,8 +85,7 @@ def _no_match(walked: Walk, label: str, pattern: Pattern, narrowed: str | None) 
             nodes[parent].children[prefix[:-1].rpartition(".")[2]] = node
     named = [*zip(tree.names, tree.owners, strict=True)]
     named += [(alias.name, alias.owner) for alias in tree.aliases]
-    paths = {prefix: row for row, prefix in enumerate(tree.prefixes)}
-    named += [(name, paths.get(name[: name.rfind(".") + 1], 0)) for name in tree.spelled]
+    named += [(name, 0) for name in tree.spelled]
     for name, owner in named:
         below = name.removeprefix(tree.prefixes[owner]).split(".")
         node = nodes[owner]

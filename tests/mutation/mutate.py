@@ -1,0 +1,192 @@
+"""Changes the core in small ways and counts what the tests notice; see README.md beside it.
+
+mutmut makes the mutants, all of them at once in a copy of the package. The tests are collected
+once; each mutant has a fork of that process, in which the tests that reach its function run, the
+quickest first, until one fails.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import io
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECONDS = 120
+"""Processor time that the tests of one mutant may take: what loops forever is noticed as well."""
+UNNOTICED = ("survived", "not reached", "timed out")
+"""Verdicts that are not the test that notices a mutant."""
+
+
+class Texts(ast.NodeTransformer):
+    """Makes all texts alike."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        """Replaces a text by the same one."""
+        return ast.Constant("text") if isinstance(node.value, str) else node
+
+
+def mutants_of(module: str) -> dict[str, str]:
+    """Returns the mutants of a module by name, with what each changes.
+
+    Those that change nothing but texts are left out: most are messages.
+    """
+    file = Path("mutants") / "src" / "freezekit" / f"{module}.py"
+    names = json.loads(file.with_name(f"{module}.py.meta").read_text())["exit_code_by_key"]
+    tree = ast.parse(file.read_text())
+    known = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in known.values():
+        node.name = re.sub(r".*ǁ|^x_|__mutmut_\w+$", "", node.name)
+    found = {}
+    for name in names:
+        function = name.rpartition(".")[2]
+        before, after = known[original(function)], known[function]
+        one, other = ast.unparse(before), ast.unparse(after)
+        changes = difflib.unified_diff(one.splitlines(), other.splitlines(), lineterm="", n=0)
+        if _without_texts(one) != _without_texts(other):
+            found[name] = "\n".join(line for line in list(changes)[2:] if line[0] in "+-")
+    return found
+
+
+def _without_texts(source: str) -> str:
+    return ast.dump(Texts().visit(ast.parse(source)))
+
+
+def original(name: str) -> str:
+    """Returns the name of the unchanged function of a mutant."""
+    return re.sub(r"__mutmut_\d+$", "__mutmut_orig", name)
+
+
+def in_fork(action: Callable[[], Any], seconds: float = 1e6) -> Any:  # noqa: ANN401
+    """Returns what an action returns in a fork of this process; None if it dies."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        limit = int(time.process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        os.close(reading)
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(action(), pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return pickle.loads(said) if said else None
+
+
+class Trials:
+    """A plugin of pytest that runs the collected tests for each mutant instead of once."""
+
+    def __init__(self, mutants: Sequence[str]) -> None:
+        """Takes the names of the mutants."""
+        self.mutants = mutants
+        self.screen = os.fdopen(os.dup(1), "w")  # pytest takes stdout
+        self.verdicts: dict[str, str] = {}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Finds out which test reaches which function, then tries the mutants one by one."""
+        reaching = in_fork(lambda: self._reaching(session))
+        if reaching is None:
+            raise pytest.UsageError("the tests do not pass without a mutant")
+        for number, name in enumerate(self.mutants):
+            at = reaching.get(name.rpartition("__mutmut_")[0], [])
+            items = [session.items[index] for _, index in sorted(at)]
+            verdict = in_fork(lambda each=name, i=items: self._first(session, each, i), SECONDS)
+            self.verdicts[name] = verdict or ("timed out" if at else "not reached")
+            said = f"{number + 1}/{len(self.mutants)} {name}: {self.verdicts[name]}"
+            print(said, file=self.screen, flush=True)
+        return True
+
+    @staticmethod
+    def _reaching(session: pytest.Session) -> dict[str, list[tuple[float, int]]] | None:
+        """Returns, by function, the tests that reach it and the seconds they take."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+        from mutmut.state import state
+
+        set_mutant_under_test("stats")
+        found: dict[str, list[tuple[float, int]]] = {}
+        for index, item in enumerate(session.items):
+            state()._stats.clear()
+            start = time.process_time()
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            for function in state()._stats:
+                found.setdefault(function, []).append((time.process_time() - start, index))
+        return None if session.testsfailed else found
+
+    @staticmethod
+    def _first(session: pytest.Session, mutant: str, items: Iterable[pytest.Item]) -> str:
+        """Returns the first test that notices a mutant; "survived" if none does."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+
+        set_mutant_under_test(mutant)
+        for item in items:
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            if session.testsfailed:
+                return item.nodeid
+        return "survived"
+
+
+def make() -> list[str]:
+    """Makes the mutants in a copy of the package and returns the modules they are of."""
+    from mutmut import __main__ as mutmut
+    from mutmut.configuration import config
+    from mutmut.mutation.trampoline import set_mutant_under_test
+
+    set_mutant_under_test("mutant_generation")
+    Path("mutants").mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        mutmut.copy_src_dir()
+        mutmut.copy_also_copy_files()
+        mutmut.setup_source_paths()
+        mutmut.create_mutants(1)
+    set_mutant_under_test("")
+    return [Path(each).stem for each in config().only_mutate]
+
+
+def main() -> None:
+    """Makes mutants, tries a sample of each module and prints the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="*", help="such as _glob; all of the core if not given")
+    parser.add_argument("--count", type=int, help="mutants of each module; all if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--names", nargs="*", help="of mutants to try instead")
+    parser.add_argument("--tests", nargs="*", help="instead of those of the configuration")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    changes, chosen = {}, []
+    core = make()
+    for module in options.modules or core:
+        found = mutants_of(module)
+        changes |= found
+        count = min(options.count or len(found), len(found))
+        chosen += random.Random(options.seed).sample(sorted(found), count)
+        print(f"{module}: {count} of {len(found)} mutants", flush=True)
+    trials = Trials(options.names or chosen)
+    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
+    tests = options.tests or settings["pytest_add_cli_args_test_selection"]
+    os.chdir("mutants")
+    pytest.main([*settings["pytest_add_cli_args"], *tests], [trials])
+    kinds = Counter(v if v in UNNOTICED else "noticed" for v in trials.verdicts.values())
+    for name, verdict in trials.verdicts.items():
+        if verdict in UNNOTICED[:2]:
+            print(f"\n{name}: {verdict}\n{changes[name]}")
+    print("\n" + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+
+
+if __name__ == "__main__":
+    main()
