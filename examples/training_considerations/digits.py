@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from cells import DISTANCES
 from sklearn.datasets import load_digits
 from strategy import Budget
 from task import Split, accuracy, draw, with_head
@@ -63,16 +64,19 @@ def far(images: Tensor) -> Tensor:
     return images.flatten(2)[:, :, order].view_as(images)
 
 
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"near": near, "middle": middle, "far": far}
+
+
 class Digits:
     """The case for `task.run_cell`.
 
     Args:
         source: The first of the five digits that the network is pre-trained on; it learns the
-            other five. `tune.py` exchanges the two.
+            other five. 5 exchanges the two, as it did where the learning rates were chosen.
     """
 
     name = "vision"
-    distances = ("near", "middle", "far")
+    distances = DISTANCES
     sizes = (8, 16, 32, 64)
     seeds = range(5)
     budget = Budget(steps=100, batch=32, head_lr=1e-2, lr=1e-3, top=1)
@@ -94,10 +98,8 @@ class Digits:
 
     def data(self, distance: str, size: int, seed: int) -> Split:
         """Returns `size` images of each digit, drawn with the seed, and the held-out ones."""
-        changes: dict[str, Callable[[Tensor], Tensor]] = {"near": near, "middle": middle, "far": far}
         images, labels, test_images, test_labels = digits_from(self.target)
-        rows = draw(labels, size, seed)
-        change = changes[distance]
+        rows, change = draw(labels, size, seed), CHANGES[distance]
         return Split(change(images[rows]), labels[rows], change(test_images), test_labels)
 
     def source_accuracy(self, model: nn.Module) -> float:
@@ -132,14 +134,12 @@ class Digits:
 def digits_from(first: int) -> Split:
     """Returns the images (N, 1, 8, 8) of five digits, and of each the last 90 held out.
 
-    Those are written by other people: scikit-learn has the images in the order of the writers.
+    Those are mostly by other people: the images come writer by writer.
     """
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(data.target) - first
-    train, test = [], []
-    for label in range(CLASSES):
-        rows = (labels == label).nonzero().flatten()
-        train.append(rows[:-HELD_OUT])
-        test.append(rows[-HELD_OUT:])
-    return Split(*(each[rows] for rows in (torch.cat(train), torch.cat(test)) for each in (images, labels)))
+    of_each = [(labels == label).nonzero().flatten() for label in range(CLASSES)]
+    train = torch.cat([rows[:-HELD_OUT] for rows in of_each])
+    test = torch.cat([rows[-HELD_OUT:] for rows in of_each])
+    return Split(images[train], labels[train], images[test], labels[test])

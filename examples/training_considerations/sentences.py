@@ -5,20 +5,23 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from cells import DISTANCES
 from strategy import Budget
 from task import Split, draw
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
-HERE = Path(__file__).resolve().parent
-MINILM = HERE.parent / "multitask_minilm"
-sys.path.append(str(MINILM))  # The encoder and the sentences are those of the other example.
+# The encoder and the sentences are those of the other example.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "multitask_minilm"))
 
 from data import Row, load_rows
 from model import load_backbone, pool
-from weights import find_weights
 from weights import MINILM as NAME
+from weights import find_weights
 
+HERE = Path(__file__).resolve().parent
+MINILM = HERE.parent / "multitask_minilm"
+CLASSES = {"near": 4, "middle": 2, "far": 4}
 PADDING = 0  # the id of the padding token
 LONGEST = 14  # Sentences of more word pieces are left out, to save time.
 SPECIAL = 1000  # Ids below it are special or unused tokens and single characters.
@@ -50,16 +53,17 @@ class Sentences:
 
     - near: the topic of a sentence, which is what its embedding is about;
     - middle: its sentiment, which the embedding was not trained for;
-    - far: the sentiment in a language the encoder has never seen: every word piece is replaced by
+    - far: its topic in a language the encoder has never seen: every word piece is replaced by
       another one, by a fixed permutation. Word pieces keep their places and their number, and lose
       their meaning. So here, and only here, the held-out sentences use the words of the training.
 
     Args:
-        exchanged: Train with the held-out sentences and the other way round, for `tune.py`.
+        exchanged: Whether the sentences to train with and the held-out ones change places, as they
+            did where the learning rates were chosen.
     """
 
     name = "text"
-    distances = ("near", "middle", "far")
+    distances = DISTANCES
     sizes = (8, 24)
     seeds = range(3)
     budget = Budget(steps=24, batch=8, head_lr=2e-2, lr=2e-4, top=2)
@@ -79,18 +83,18 @@ class Sentences:
         """Returns the pre-trained encoder with a new head."""
         backbone = BertModel(self.encoder.config)
         backbone.load_state_dict(self.encoder.state_dict())
-        return SentenceClassifier(backbone, 4 if distance == "near" else 2)
+        return SentenceClassifier(backbone, CLASSES[distance])
 
     def untrained(self, distance: str) -> SentenceClassifier:
         """Returns the same network without its weights."""
-        return SentenceClassifier(BertModel(self.encoder.config), 4 if distance == "near" else 2)
+        return SentenceClassifier(BertModel(self.encoder.config), CLASSES[distance])
 
     def data(self, distance: str, size: int, seed: int) -> Split:
         """Returns `size` sentences of each class, drawn with the seed, and the held-out ones."""
         train, test = self.rows
         if distance == "far":
             train, test = mixed(train, test)
-        column = "topic" if distance == "near" else "sentiment"
+        column = "sentiment" if distance == "middle" else "topic"
         names = sorted({getattr(row, column) for row in train})
         labels, test_labels = (
             torch.tensor([names.index(getattr(row, column)) for row in rows])
@@ -98,7 +102,9 @@ class Sentences:
         )
         change = self.foreign if distance == "far" else nn.Identity()
         chosen = draw(labels, size, seed)
-        inputs, test_inputs = (change(self.encode([r.text for r in rows])) for rows in (train, test))
+        inputs, test_inputs = (
+            change(self.encode([row.text for row in rows])) for rows in (train, test)
+        )
         return Split(inputs[chosen], labels[chosen], test_inputs, test_labels)
 
     def source_accuracy(self, model: nn.Module) -> float:

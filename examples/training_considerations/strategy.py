@@ -90,4 +90,3 @@ def plan_for(name: str, model: nn.Module, budget: Budget) -> FreezePlan:
     if name == "lp_ft":
         plan = plan.group(HEAD, lr=budget.head_lr / 10, at_fraction=0.4)
     return plan
-

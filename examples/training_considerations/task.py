@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from cells import Cell, Result
 from strategy import SCRATCH, Budget, plan_for
 from torch import Tensor, nn
 
@@ -49,28 +50,6 @@ class Case(Protocol):
 
     def trim(self, inputs: Tensor) -> Tensor:
         """Returns a batch without the padding that none of its rows needs."""
-
-
-class Cell(NamedTuple):
-    """One training of the comparison."""
-
-    case: str
-    distance: str
-    size: int
-    strategy: str
-    seed: int
-
-
-class Result(NamedTuple):
-    """What a cell gave.
-
-    Attributes:
-        accuracy: on the held-out samples of the new task.
-        source: on the task of the pre-training, after the transfer.
-    """
-
-    accuracy: float
-    source: float
 
 
 def cells_of(case: Case, strategies: Sequence[str]) -> list[Cell]:
