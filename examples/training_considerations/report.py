@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from cells import DISTANCES, Costs, Results, read_costs, read_results
+from cells import DISTANCES, Cell, Costs, Results, read_costs, read_results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rule import Group, Rule, Scores, Verdict, always, divide, fit, judge
@@ -70,11 +70,8 @@ class Comparison:
 
     def of(self, group: Group, strategy: str, field: str = "accuracy") -> list[float]:
         """Returns a value of every seed."""
-        cells = {(*cell[:3], cell.strategy, cell.seed): cell for cell in self.results}
-        return [
-            getattr(self.results[cells[(*group, strategy, seed)]], field)
-            for seed in self.seeds[group]
-        ]
+        cells = [Cell(*group, strategy, seed) for seed in self.seeds[group]]
+        return [getattr(self.results[cell], field) for cell in cells]
 
     def overall(self, groups: list[Group], strategy: str, field: str) -> list[float]:
         """Returns the mean over groups, for every seed that all of them have."""
