@@ -24,7 +24,7 @@ PROSE = {"{toctree}", "{include}", "{eval-rst}", "{glossary}", "{literalinclude}
 RUN_BY = {
     ("README.md", "python"): "tests/test_docs.py::test_readme_runs_from_top_to_bottom",
     ("README.md", "text"): "tests/test_house.py::test_readme_quickstart_prints_what_it_shows",
-    ("examples.md", "text"): "tests/test_gallery.py::TODO",
+    ("examples.md", "text"): "tests/test_gallery.py::test_each_file_has_a_test_and_an_entry_on_the_page",
     ("diagnose.md", "python"): "tests/test_docs.py::test_the_calls_of_diagnose_are_right",
     ("engines.md", "python"): "tests/test_docs.py::test_the_page_on_engines_runs",
     ("pictures.md", "python"): (
