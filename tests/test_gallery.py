@@ -126,7 +126,7 @@ def test_ranks_agree_after_an_unfreeze(run: Run) -> None:
     """What opens after DDP was built drifts apart by hand, and is averaged under a plan."""
     printed = run("with_ddp").printed
     assert printed.count("the ranks agree on the layer: False") == 1
-    assert printed.endswith("a plan: the ranks agree on the layer: True\n")
+    assert printed.endswith("with_a_plan: the ranks agree on the layer: True\n")
 
 
 def test_the_cache_computes_each_row_once_and_changes_nothing(run: Run) -> None:

@@ -32,11 +32,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-def run(rank: int, port: int) -> None:
-    """Trains by hand and with a plan, as one of two ranks, and hands in the layer that opened."""
-    store = dist.TCPStore("127.0.0.1", port, timeout=MINUTE)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=MINUTE)
-
+def by_hand(rank: int) -> nn.Module:
+    """Freezes and opens the first layer as one would without DDP."""
     model = build()
     model[0].requires_grad_(False)
     wrapped = DistributedDataParallel(model)
@@ -45,8 +42,11 @@ def run(rank: int, port: int) -> None:
     train(wrapped, optimizer)
     model[0].requires_grad_(True)  # too late for DDP
     train(wrapped, optimizer)
-    store.set(f"by hand {rank}", str(model[0].weight.tolist()))
+    return model
 
+
+def with_a_plan(rank: int) -> nn.Module:
+    """Does the same with a plan."""
     model = build()
     applied = FreezePlan().freeze("[0]", until_epoch=1).apply(model)
     wrapped = ddp(applied, model)
@@ -55,14 +55,22 @@ def run(rank: int, port: int) -> None:
     for epoch in range(2):
         applied.advance(epoch=epoch)
         train(wrapped, optimizer)
-    store.set(f"a plan {rank}", str(model[0].weight.tolist()))
+    applied.release()
+    return model
 
-    dist.destroy_process_group()
+
+def run(rank: int, port: int) -> None:
+    """Is one of two ranks, and hands in the layer that was opened."""
+    store = dist.TCPStore("127.0.0.1", port, timeout=MINUTE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=MINUTE)
+    for way in (by_hand, with_a_plan):
+        store.set(f"{way.__name__} {rank}", str(way(rank)[0].weight.tolist()))
+    dist.destroy_process_group()  # no DDP is left that would outlive it
 
 
 if __name__ == "__main__":
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # any free port
     torch.multiprocessing.spawn(run, args=(store.port,), nprocs=2)
-    for way in ("by hand", "a plan"):
+    for way in ("by_hand", "with_a_plan"):
         agree = store.get(f"{way} 0") == store.get(f"{way} 1")
         print(f"{way}: the ranks agree on the layer: {agree}")
