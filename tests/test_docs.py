@@ -24,7 +24,9 @@ PROSE = {"{toctree}", "{include}", "{eval-rst}", "{glossary}", "{literalinclude}
 RUN_BY = {
     ("README.md", "python"): "tests/test_docs.py::test_readme_runs_from_top_to_bottom",
     ("README.md", "text"): "tests/test_house.py::test_readme_quickstart_prints_what_it_shows",
-    ("examples.md", "text"): "tests/test_gallery.py::test_each_file_has_a_test_and_an_entry_on_the_page",
+    ("examples.md", "text"): (
+        "tests/test_gallery.py::test_each_file_has_a_test_and_an_entry_on_the_page"
+    ),
     ("diagnose.md", "python"): "tests/test_docs.py::test_the_calls_of_diagnose_are_right",
     ("engines.md", "python"): "tests/test_docs.py::test_the_page_on_engines_runs",
     ("pictures.md", "python"): (
@@ -37,6 +39,9 @@ RUN_BY = {
         "tests/test_example_train.py::test_the_page_predicts_from_a_checkpoint"
     ),
 }
+
+
+FENCE = re.compile(r"^(`{3,})(\S*)[^\n]*\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 
 
 class Fence(NamedTuple):
@@ -53,10 +58,7 @@ def name_of(page: Path) -> str:
 
 def fences() -> Iterator[Fence]:
     for page in PAGES:
-        found = re.finditer(
-            r"^(`{3,})(\S*)[^\n]*\n(.*?)^\1$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
-        )
-        for block in found:
+        for block in FENCE.finditer(page.read_text("utf-8")):
             yield Fence(name_of(page), block[2], block[3])
 
 
@@ -114,7 +116,7 @@ def taken_by(script: Path) -> set[str]:
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_one_that_exists(command: str) -> None:
     """Scripts and modules are in the repository and take these options, as `freezekit` does."""
-    words = shlex.split(re.split(" [|>] ", command)[0])
+    words = shlex.split(re.sub(r"^\w+=\S+ ", "", re.split(" [|>] ", command)[0]))
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[0] == "freezekit":
         assert _parsed(words[1:]).command == words[1]
@@ -209,7 +211,7 @@ def test_pages_link_to_what_is_there() -> None:
     broken = [
         f"{name_of(page)}: {target}"
         for page in PAGES
-        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+        for target in re.findall(r"\]\(([^)#\s]+)", FENCE.sub("", page.read_text("utf-8")))
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []

@@ -404,7 +404,7 @@ def test_readme_quickstart_prints_what_it_shows(capsys: pytest.CaptureFixture[st
 
 def test_readme_commands_are_those_of_the_gate() -> None:
     """`.ci/run` calls both commands of the README, and what they name exists."""
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    _, block = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     example, tests = block.splitlines()
     gate = (ROOT / ".ci" / "run").read_text().splitlines()
     assert example == "bash .ci/python examples/multitask_minilm/train.py"
