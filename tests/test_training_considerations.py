@@ -2,9 +2,11 @@
 
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import matplotlib as mpl
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples/training_considerations"))
 
+import probe
 import report
 import run
 from cells import DISTANCES, Cell, Result, Results, read_results, write_results
@@ -270,3 +273,15 @@ def test_cells_trained_again_agree_with_the_committed_ones(
     """Cheap cells of the vision case are within the error bars of the file, and it says so."""
     assert run.check(comparison.results)
     assert capsys.readouterr().out.count(": agrees\n") == len(run.CHECKED)
+
+
+@pytest.mark.parametrize(("distance", "size"), [("near", 64), ("far", 8)])
+def test_the_page_says_how_far_a_fitted_head_gets(distance: str, size: int) -> None:
+    """A logistic regression on the frozen features has the accuracy of the page, to a point."""
+    case = Digits()
+    found = 100 * mean(probe.probed(case, distance, size, case.seeds))
+    page = report.PAGE.read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| vision, 8 and 64 \| (.*) \|$", page, re.MULTILINE)
+    shown = [float(cell.split(" ")[0]) for cell in row.split(" | ")]
+    column = 2 * DISTANCES.index(distance) + (size == 64)
+    assert found == pytest.approx(shown[column], abs=1)

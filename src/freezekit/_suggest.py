@@ -138,7 +138,9 @@ def _where(item: Item, stopped: Sequence[Node]) -> str:
             counts = {len(_numbers(node.children)) for node in stopped}
             if counts == {0}:
                 return f"{place} has no numbered children, only {_children(stopped)}"
-            return f"{item.text} reaches none of the {max(counts)} numbered children of {place}"
+            most = max(counts)
+            reached = f"{item.text} reaches none of the {most} numbered children of {place}"
+            return f"{reached}, [0] to [{most - 1}]" if most > 1 else reached
         case TypeIs():
             classes = dict.fromkeys(node.bases[0] for node in stopped if node.bases)
             return f"no module there is of that class; the classes are {listing(list(classes))}"
@@ -168,6 +170,8 @@ def _shown(node: Node) -> str:
 
 def _offers(items: Sequence[Item], at: int, stopped: Sequence[Node], root: Node) -> list[str]:
     """Returns up to three patterns close to this one that do select something."""
+    if isinstance(items[at], Index) and any(_numbers(node.children) for node in stopped):
+        return []  # The range says all: an index into something else is not what was meant.
     found: dict[str, None] = {}
     for replaced in _respelled(items[at], stopped):
         candidate = [*items[:at], replaced, *items[at + 1 :]]
