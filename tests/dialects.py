@@ -84,3 +84,5 @@ def _count(
         return str(select(shared("Llama").requires_grad_(True), text))
     except refused:
         return "error"
+    finally:
+        shared("Llama").requires_grad_(True)  # the same for who reads it next

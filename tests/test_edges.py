@@ -335,10 +335,20 @@ class Two(nn.Module):
         return self.b(self.a(x))
 
 
+def test_an_index_out_of_range_is_told_the_range() -> None:
+    """Nothing else is offered: an index into what lies deeper is another part of the model."""
+    model = nn.ModuleDict({"downs": nn.ModuleList(nn.Sequential(*[nn.ReLU()] * 4) for _ in "abc")})
+    with pytest.raises(PatternError) as caught:
+        FreezePlan().freeze("downs[3]").resolve(model)
+    assert str(caught.value).endswith(
+        "[3] reaches none of the 3 numbered children of 'downs', [0] to [2]"
+    )
+
+
 @pytest.mark.parametrize(
     ("pattern", "offer"),
     [
-        ("enc[7]", "reaches none of the 2 numbered children of 'enc'"),
+        ("enc[7]", "[7] reaches none of the 2 numbered children of 'enc', [0] to [1]"),
         ("[0]", "did you mean 'enc[0]'?"),
         ("enc.{0,7}", "the alternative '7' selects nothing: 'enc' has 0..1"),
         ("enc.0.wieght", "did you mean 'enc.0.weight'?"),

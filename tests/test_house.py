@@ -354,9 +354,10 @@ def test_every_public_name_shows_an_example(name: str, value: object) -> None:
 
 
 def test_version_is_written_once_and_agrees() -> None:
-    """`freezekit.__version__` is the version of the project file."""
+    """The package says its version, and what is built has it from there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert freezekit.__version__ == project["version"]
+    assert project["dynamic"] == ["version"]
+    assert WheelBuilder(str(ROOT)).metadata.version == freezekit.__version__
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:

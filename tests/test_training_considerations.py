@@ -219,6 +219,15 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [cell.size for cell in read_results(tmp_path / "results.csv")] == [8, 64]
 
 
+def test_a_torn_line_is_trained_again(tmp_path: Path) -> None:
+    """What a killed run left half written is not read, and does not stop the next one."""
+    cells = [Cell("vision", "near", 8, "full", seed) for seed in range(2)]
+    file = tmp_path / "results.csv"
+    write_results(file, {cell: Result(0.5, 0.25) for cell in cells})
+    file.write_text(file.read_text()[:-4])
+    assert list(read_results(file)) == cells[:1]
+
+
 def test_a_cell_agrees_within_its_error_bar_only() -> None:
     """Two standard deviations over the seeds, or a point, decide."""
     cells = [Cell("vision", "near", 8, "full", seed) for seed in range(3)]

@@ -1,8 +1,8 @@
 """Freeze a backbone, open its last two layers, train a head: all there is to it.
 
-What is pre-trained is often better than what a small data set could make of it, so it stays as it
-is, its last layers move slowly, and only the new head learns at full speed. The plan says that in
-one sentence; the model, the optimizer and the loop are the ones that were there before.
+Most of what is pre-trained stays as it is, its last layers move slowly, and only the new head
+learns at full speed. The plan says that in one sentence; the model, the optimizer and the loop are
+the ones that were there before.
 """
 
 import torch

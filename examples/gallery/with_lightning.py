@@ -1,9 +1,9 @@
 """Lightning, with a plan that trains the head first and then, more slowly, everything.
 
-A new head begins with random weights, and what it sends back in the first epoch does more harm than
-good to a pre-trained body. So the body waits (Kumar et al., 2022: linear probing, then
-fine-tuning). The callback applies the plan for the length of the fit, checks that what is frozen
-does not change, and gives the model back as it was.
+A new head begins with random weights, and what it sends back in the first epoch may do harm to a
+pre-trained body. So the body waits (Kumar et al., 2022: linear probing, then fine-tuning). The
+callback applies the plan for the length of the fit, checks that what is frozen does not change, and
+gives the model back as it was.
 """
 
 import torch

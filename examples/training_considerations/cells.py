@@ -79,11 +79,13 @@ def write_costs(path: Path, costs: Costs) -> None:
 def _rows(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))[1:]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a killed run tears a line
+    return list(csv.reader(whole.splitlines()))[1:]
 
 
 def _write(path: Path, header: tuple[str, ...], rows: list[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    written = path.with_suffix(".new")
+    with written.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([header, *rows])
+    written.replace(path)  # so that a killed run leaves the old file or the new one

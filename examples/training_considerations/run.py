@@ -128,7 +128,7 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     complete(file, cells, args.jobs)
     complete_costs(args.output / "costs.csv", args.cases)
-    if args.output == HERE:
+    if args.output.resolve() == HERE:
         report.main()
     return 0
 

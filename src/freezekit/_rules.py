@@ -252,7 +252,8 @@ def _check_values(rule: Rule) -> None:
     for name in ("lr", "lr_mult"):
         value = getattr(rule, name)
         if value is not None and not (is_real(value) and value > 0):
-            way_out = "write it without quotes" if isinstance(value, str) else stop
+            quoted = isinstance(value, str) and value[:1].isdigit()
+            way_out = "write it without quotes" if quoted else stop
             raise PlanError(f"{name} must be a positive finite number, got {value!r}; {way_out}")
     decay = rule.weight_decay
     if decay is not None and not (is_real(decay) and decay >= 0):

@@ -79,9 +79,11 @@ def in_fork(action: Callable[[], Any], seconds: float = 1e6) -> Any:  # noqa: AN
         limit = int(time.process_time() + seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         os.close(reading)
-        with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(action(), pipe)
-        os._exit(0)
+        try:
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(action(), pipe)
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
@@ -106,8 +108,10 @@ class Trials:
         for number, name in enumerate(self.mutants):
             at = reaching.get(name.rpartition("__mutmut_")[0], [])
             items = [session.items[index] for _, index in sorted(at)]
-            verdict = in_fork(lambda each=name, i=items: self._first(session, each, i), SECONDS)
-            self.verdicts[name] = verdict or ("timed out" if at else "not reached")
+            verdict = "not reached"
+            if items:
+                verdict = in_fork(lambda each=name, i=items: self._first(session, each, i), SECONDS)
+            self.verdicts[name] = verdict or "timed out"
             said = f"{number + 1}/{len(self.mutants)} {name}: {self.verdicts[name]}"
             print(said, file=self.screen, flush=True)
         return True
