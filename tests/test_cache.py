@@ -198,6 +198,38 @@ def test_what_freezes_again_is_computed_from_what_is_stored_below(
         assert torch.allclose(first[order[0].argsort()], second[order[1].argsort()], atol=1e-6)
 
 
+class Pyramid(nn.Module):
+    """Levels with pooling between them, of which each is also read from the top, as in a U-Net."""
+
+    def __init__(self) -> None:
+        """Makes three levels."""
+        super().__init__()
+        self.downs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.reads = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns logits."""
+        logits = torch.zeros(())
+        for down, read in zip(self.downs, self.reads, strict=True):
+            images = down(images)
+            logits = logits + read(images).mean((2, 3))
+            images = nn.functional.max_pool2d(images, 2)
+        return logits
+
+
+def test_what_is_skipped_to_the_top_is_stored_for_later_phases_too() -> None:
+    """The first epoch stores what the last level needs when it opens: no row is missed again."""
+    plan = FreezePlan().freeze("downs").unfreeze("downs[-1]", at_epoch=1)
+    applied = plan.apply(model := Pyramid())
+    images = torch.randn(8, 3, 8, 8)
+    with ActivationCache(applied) as cache:
+        for epoch in range(3):
+            applied.advance(epoch=epoch)
+            model(images).sum().backward()
+        stats = cache.stats()
+    assert (stats.misses, stats.hits) == (8, 16)
+
+
 def test_too_little_memory_keeps_the_lowest_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is computed from below; what does not fit at all is said before."""
     model = reader()

@@ -21,7 +21,7 @@ from cells import DISTANCES, Cell, Result, Results, read_results, write_results
 from digits import DigitNet, Digits, digits_from
 from rule import FEW, Group, Rule, always, amount, divide, fit, judge
 from strategy import STRATEGIES, Budget, plan_for
-from task import batches, cells_of
+from trial import batches, cells_of
 
 from freezekit import plot
 

@@ -7,8 +7,8 @@ import torch
 from cells import DISTANCES
 from sklearn.datasets import load_digits
 from strategy import Budget
-from task import Split, accuracy, draw, with_head
 from torch import Tensor, nn
+from trial import Split, accuracy, draw, with_head
 
 CLASSES = 5
 HELD_OUT = 90  # images of each class
@@ -68,7 +68,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {"near": near, "middle": middle
 
 
 class Digits:
-    """The case for `task.run_cell`.
+    """The case for `trial.run_cell`.
 
     Args:
         source: The first of the five digits that the network is pre-trained on; it learns the

@@ -12,8 +12,8 @@ import torch
 from digits import Digits
 from sentences import Sentences
 from sklearn.linear_model import LogisticRegression
-from task import Case, with_head
 from torch import Tensor, nn
+from trial import Case, with_head
 
 
 @torch.no_grad()

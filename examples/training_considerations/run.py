@@ -25,8 +25,8 @@ from cells import (
     write_results,
 )
 from strategy import SCRATCH, STRATEGIES
-from task import Case, cells_of, relative_cost, run_cell
 from tqdm import tqdm
+from trial import Case, cells_of, relative_cost, run_cell
 
 HERE = Path(__file__).resolve().parent
 CASES = ("vision", "text")

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from cells import DISTANCES
 from strategy import Budget
-from task import Split, draw
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
+from trial import Split, draw
 
 # The encoder and the sentences are those of the other example.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "multitask_minilm"))
@@ -49,7 +49,7 @@ class SentenceClassifier(nn.Module):
 
 
 class Sentences:
-    """The case for `task.run_cell`.
+    """The case for `trial.run_cell`.
 
     - near: the topic of a sentence, which is what its embedding is about;
     - middle: its sentiment, which the embedding was not trained for;

@@ -180,7 +180,8 @@ class Recorder(_Follow):
             if isinstance(place, Slot) and not self.lost:
                 tap = self._program.taps[place.tap]
                 if leaf.dtype == tap.dtype and _fits(leaf.shape[1:], tap.row_shape):
-                    self._sink(place.tap, leaf.detach())
+                    with torch._C.DisableTorchFunction():  # Those who follow as well do not look.
+                        self._sink(place.tap, leaf.detach())
                 else:
                     self._diverge()
         return result, leaves
