@@ -1182,7 +1182,7 @@ def test_a_process_with_another_encoding_prints_escapes() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("line", ["schema", "--help", "show shop:build"])
+@pytest.mark.parametrize("line", ["schema", "--help", "layers shop:build", "show shop:build"])
 def test_a_stdout_that_takes_no_more_is_one_line(line: str) -> None:
     """A full disk behind stdout is an error like that of a file that cannot be written."""
     with Path("/dev/full").open("w") as full:

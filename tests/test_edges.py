@@ -337,7 +337,9 @@ class Two(nn.Module):
 
 def test_an_index_out_of_range_is_told_the_range() -> None:
     """Nothing else is offered: an index into what lies deeper is another part of the model."""
-    model = nn.ModuleDict({"downs": nn.ModuleList(nn.Sequential(*[nn.ReLU()] * 4) for _ in "abc")})
+    model = nn.ModuleDict(
+        {"downs": nn.ModuleList(nn.Sequential(*map(nn.Linear, [1] * 4, [1] * 4)) for _ in "abc")}
+    )
     with pytest.raises(PatternError) as caught:
         FreezePlan().freeze("downs[3]").resolve(model)
     assert str(caught.value).endswith(
