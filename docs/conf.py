@@ -45,6 +45,16 @@ napoleon_numpy_docstring = False
 
 # The examples in docstrings run under pytest; only the {doctest} blocks of the pages run here.
 doctest_test_doctest_blocks = ""
+# Each page runs in a folder of its own, so that it may write files.
+doctest_global_setup = """
+import os as _os, tempfile as _tempfile
+_here, _folder = _os.getcwd(), _tempfile.TemporaryDirectory()
+_os.chdir(_folder.name)
+"""
+doctest_global_cleanup = """
+_os.chdir(_here)
+_folder.cleanup()
+"""
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", "inventories/python.inv"),

@@ -1,7 +1,9 @@
 """Runs a function of the tests in several processes that talk over 127.0.0.1."""
 
+import faulthandler
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +60,10 @@ def run_ranks(function: str, *arguments: str, count: int = 2, seconds: float = 2
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> list[int | None]:
-    """Returns how processes ended: all together, at the first failure, or when time is up."""
+    """Returns how processes ended: all together, at the first failure, or when time is up.
+
+    One that is still there is aborted, so that it prints where it stood.
+    """
     end = time.monotonic() + seconds
     try:
         while True:
@@ -68,7 +73,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> list[int 
             time.sleep(0.05)
     finally:
         for each in processes:
-            each.kill()
+            each.send_signal(signal.SIGABRT)
             each.wait()
 
 
@@ -76,6 +81,7 @@ def main() -> None:
     """Calls the function that the command line names and keeps what it returns."""
     function, output, *arguments = sys.argv[1:]
     module, _, name = function.partition(":")
+    faulthandler.enable()
     torch.set_num_threads(1)
     result = getattr(importlib.import_module(module), name)(*arguments)
     torch.save(result, output)

@@ -179,12 +179,6 @@ def test_a_rate_too_small_for_a_float_is_refused() -> None:
     )
 
 
-def test_a_rate_in_quotes_is_told_to_drop_them() -> None:
-    """A number that is a text is refused, and not with the advice to freeze."""
-    with pytest.raises(PlanError, match=r"finite number, got '1e-5'; write it without quotes$"):
-        FreezePlan().group("a", lr="1e-5")
-
-
 def test_lr_range_in_a_model() -> None:
     """The issue's numbers, read from a resolved plan."""
     phase = FreezePlan().lr_range("**", low=1e-4, high=1e-2).resolve(mlp()).at()

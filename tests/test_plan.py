@@ -47,6 +47,8 @@ def message(act: Callable[[], object]) -> str:
         ({"lr": float("nan")}, "lr must be a positive finite number, got nan; "
          "to stop training use freeze('a') instead"),
         ({"lr": "1e-3"}, "lr must be a positive finite number, got '1e-3'; "
+         "write it without quotes"),
+        ({"lr": "fast"}, "lr must be a positive finite number, got 'fast'; "
          "to stop training use freeze('a') instead"),
         ({"lr": True}, "lr must be a positive finite number, got True; "
          "to stop training use freeze('a') instead"),

@@ -136,6 +136,20 @@ def test_two_builds_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monke
     assert made[0] == made[1]
 
 
+def test_an_index_shows_the_readme_with_links_that_lead_somewhere() -> None:
+    """Each relative link and picture of README.md is an absolute one in the metadata."""
+    readme = (ROOT / "README.md").read_text()
+    shown = WheelBuilder(str(ROOT)).metadata.core.readme
+    assert re.sub(r"\(https[^)]*/main/", "(", shown) == readme
+    base = PROJECT["urls"]["Source"]
+    raw = base.replace("//github.com", "//raw.githubusercontent.com")
+    relative = re.findall(r"(!?)\[[^\]]*\]\((?!https:)([^)]+)\)", readme)
+    assert len(relative) > 20
+    for mark, path in relative:
+        assert (ROOT / path).exists(), path
+        assert f"]({raw}/main/{path})" in shown if mark else f"]({base}/blob/main/{path})" in shown
+
+
 def test_the_sdist_holds_what_a_checkout_holds(tmp_path: Path) -> None:
     """Each file that people and the gate are told of at the top of the checkout is in the sdist."""
     (sdist,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
@@ -148,7 +162,8 @@ def test_the_sdist_holds_what_a_checkout_holds(tmp_path: Path) -> None:
         if path.is_file() and not any(fnmatch(path.name, each) for each in ignored)
     }
     scripts = {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir() if path.is_file()}
-    assert top | scripts <= inside
+    needed = {"tests/conftest.py", "docs/conf.py", "examples/multitask_minilm/outputs/schedule.png"}
+    assert top | scripts | needed <= inside
 
 
 def test_inventories_are_those_that_the_script_writes(tmp_path: Path) -> None:
