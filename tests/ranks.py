@@ -86,6 +86,7 @@ def main() -> None:
     result = getattr(importlib.import_module(module), name)(*arguments)
     torch.save(result, output)
     if torch.distributed.is_initialized():
+        time.sleep(0.1)  # as in the example's `Processes.join`
         torch.distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,9 @@ class Processes:
                     stack.enter_context(contextlib.redirect_stdout(silence))
                 yield processes
         finally:
+            # A thread of gloo needs Python's lock to let go of its last work, and the end of the
+            # group waits for it with that lock held: so it gets a moment before.
+            time.sleep(0.1)
             distributed.destroy_process_group()
 
     def loader(
