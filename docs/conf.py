@@ -1,5 +1,7 @@
 """How the documentation is built: `python -m sphinx -W -n -b html docs docs/_build`."""
 
+from freezekit import __version__ as release
+
 project = "freezekit"
 author = "The freezekit authors"
 copyright = author
@@ -27,7 +29,7 @@ add_module_names = False
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
-html_title = project
+html_title = f"{project} {release}"
 
 myst_heading_anchors = 3
 
