@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples/training_considerations"))
 
-import probe
 import report
 import run
 from cells import DISTANCES, Cell, Result, Results, read_results, write_results
 from digits import DigitNet, Digits, digits_from
+from probe import INVERSE_PENALTY, fit_head
 from rule import FEW, Group, Rule, always, amount, divide, fit, judge
-from strategy import STRATEGIES, Budget, plan_for
-from trial import batches, cells_of
+from sklearn.linear_model import LogisticRegression
+from strategy import PROBE, STRATEGIES, Budget, plan_for
+from trial import batches, cells_of, relative_cost
 
 from freezekit import plot
 
@@ -284,13 +284,49 @@ def test_cells_trained_again_agree_with_the_committed_ones(
     assert capsys.readouterr().out.count(": agrees\n") == len(run.CHECKED)
 
 
-@pytest.mark.parametrize(("distance", "size"), [("near", 64), ("far", 8)])
-def test_the_page_says_how_far_a_fitted_head_gets(distance: str, size: int) -> None:
-    """A logistic regression on the frozen features has the accuracy of the page, to a point."""
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_fitted_head_decides_as_the_logistic_regression_does(classes: int) -> None:
+    """As a linear layer it gives each row the same probabilities, for two classes as for more."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.arange(classes).repeat(8)
+    features = torch.randn(len(labels), 6, generator=generator) + labels[:, None]
+    expected = LogisticRegression(C=INVERSE_PENALTY, max_iter=10_000).fit(features, labels)
+    with torch.no_grad():
+        found = fit_head(features, labels)(features).softmax(1)
+    torch.testing.assert_close(
+        found, torch.tensor(expected.predict_proba(features)).float(), atol=1e-4, rtol=0
+    )
+
+
+def test_a_probe_costs_each_sample_once() -> None:
+    """The steps of the others see a sample again and again; the probe's features are kept."""
     case = Digits()
-    found = 100 * mean(probe.probed(case, distance, size, case.seeds))
-    page = report.PAGE.read_text(encoding="utf-8")
-    (row,) = re.findall(r"^\| vision, 8 and 64 \| (.*) \|$", page, re.MULTILINE)
-    shown = [float(cell.split(" ")[0]) for cell in row.split(" | ")]
-    column = 2 * DISTANCES.index(distance) + (size == 64)
-    assert found == pytest.approx(shown[column], abs=1)
+    samples = mean(5 * size for size in case.sizes)
+    seen = case.budget.steps * case.budget.batch
+    assert relative_cost(case, PROBE) == pytest.approx(
+        relative_cost(case, "frozen") * samples / seen
+    )
+
+
+def test_a_file_is_compared_with_another_mean_by_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean outside the error bar is named and fails; cells of a part are compared as a part."""
+    before: Results = {
+        Cell("vision", "near", 8, name, seed): Result(value, 1.0)
+        for name in ("full", "top")
+        for seed, value in enumerate((0.80, 0.82, 0.84))
+    }
+    shifted = {cell: Result(result.accuracy + 0.019, 1.0) for cell, result in before.items()}
+    assert run.compare(shifted, before)
+    assert capsys.readouterr().out == "2 of 2 means agree with those before\n"
+    apart = shifted | {
+        cell: Result(result.accuracy + 0.021, 1.0)
+        for cell, result in before.items()
+        if cell.strategy == "top"
+    }
+    assert not run.compare(apart, before)
+    assert capsys.readouterr().out == (
+        "vision, near, 8, top: 0.841, before 0.820\n1 of 2 means agree with those before\n"
+    )
+    part = {cell: result for cell, result in shifted.items() if cell.strategy == "full"}
+    assert run.compare(part, before)
+    assert not run.compare({}, before)

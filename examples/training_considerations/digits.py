@@ -79,7 +79,7 @@ class Digits:
     distances = DISTANCES
     sizes = (8, 16, 32, 64)
     seeds = range(5)
-    budget = Budget(steps=100, batch=32, head_lr=1e-2, lr=1e-3, top=1)
+    budget = Budget(steps=400, batch=32, head_lr=1e-1, lr=3e-3, top=1)
 
     def __init__(self, source: int = 0) -> None:
         """Pre-trains the network."""

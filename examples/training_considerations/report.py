@@ -12,7 +12,7 @@ from cells import DISTANCES, Cell, Costs, Results, read_costs, read_results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rule import Group, Rule, Scores, Verdict, always, divide, fit, judge
-from strategy import SCRATCH
+from strategy import PROBE, SCRATCH
 
 from freezekit import plot
 
@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs" / "training-considerations.md"
 PLOTS = PAGE.parent / "_static"
 LOOK = {  # colour and marker of each strategy, in the order of the tables
+    PROBE: ("#7f7f00", "h"),
     "frozen": ("#000000", "s"),
     "top": ("#e69f00", "^"),
     "bottom": ("#8c564b", "v"),
@@ -239,7 +240,7 @@ def draw(axes: Axes, name: str, xs: list[float], lists: list[list[float]]) -> No
         marker=marker,
         markersize=5,
         linewidth=1.2,
-        linestyle=":" if name == SCRATCH else "-",
+        linestyle=":" if name in (PROBE, SCRATCH) else "-",
         elinewidth=0.9,
         capsize=2,
         label=name,
@@ -261,7 +262,7 @@ def kept_plot(comparison: Comparison) -> Axes:
             draw(right, name, [100 * mean(reached)], [comparison.overall(groups, name, "source")])
         left.set_xlabel("FLOPs, full fine-tuning = 1")
         left.set_ylabel("held-out accuracy in %")
-        left.set_xlim(0, 1.08)
+        left.set_xlim(-0.05, 1.08)
         right.set_xlabel("held-out accuracy in %")
         right.set_ylabel("accuracy on the source in %")
         for axes in (left, right):

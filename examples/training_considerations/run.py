@@ -1,7 +1,8 @@
 """Runs the comparison: every cell that `results.csv` lacks, then the tables and the plots.
 
 `python run.py` does all of it and can be stopped at any time: it goes on where it was. `python
-run.py --check` trains a few cells again and says whether they agree with the file.
+run.py --check` trains a few cells again and says whether they agree with the file; `python run.py
+--output again --against results.csv` trains all of them again, and compares every mean.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 
 import report
 import torch
@@ -24,13 +25,19 @@ from cells import (
     write_costs,
     write_results,
 )
-from strategy import SCRATCH, STRATEGIES
+from strategy import PROBE, SCRATCH, STRATEGIES
 from tqdm import tqdm
 from trial import Case, cells_of, relative_cost, run_cell
 
 HERE = Path(__file__).resolve().parent
 CASES = ("vision", "text")
-CHECKED = tuple(Cell("vision", "near", 8, name, 0) for name in ("frozen", "top", "full"))
+CHECKED = (
+    Cell("vision", "near", 8, "frozen", 0),
+    Cell("vision", "near", 64, "probe", 0),
+    Cell("vision", "far", 8, "gradual", 0),
+    Cell("text", "middle", 8, "probe", 0),
+    Cell("text", "near", 8, "frozen", 0),
+)
 
 
 @lru_cache
@@ -49,8 +56,8 @@ def case_of(name: str) -> Case:
 def strategies_of(case: str) -> list[str]:
     """Returns the strategies of a case; the cheap one also has the lowest layers and no weights."""
     if case == "vision":
-        return [*STRATEGIES, SCRATCH]
-    return [name for name in STRATEGIES if name != "bottom"]
+        return [PROBE, *STRATEGIES, SCRATCH]
+    return [PROBE, *(name for name in STRATEGIES if name != "bottom")]
 
 
 def train(cell: Cell) -> tuple[Cell, Result]:
@@ -113,6 +120,27 @@ def check(results: Results, cells: Iterable[Cell] = CHECKED) -> bool:
     return agreed
 
 
+def compare(again: Results, before: Results) -> bool:
+    """Prints and returns whether every mean over the seeds is within the error bar of another file.
+
+    The bar is a standard deviation over the seeds on either side, and a point at the least.
+    """
+    compared, apart = 0, 0
+    for group in sorted({cell[:-1] for cell in before}):
+        one, other = (
+            [result.accuracy for cell, result in results.items() if cell[:-1] == group]
+            for results in (again, before)
+        )
+        if not one:
+            continue
+        compared += 1
+        if abs(mean(one) - mean(other)) > max(stdev(other), 0.01):
+            apart += 1
+            print(f"{', '.join(map(str, group))}: {mean(one):.3f}, before {mean(other):.3f}")
+    print(f"{compared - apart} of {compared} means agree with those before")
+    return compared > 0 and not apart
+
+
 def main() -> int:
     """Does what the command line says; 1 if a check fails."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,13 +148,16 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of results.csv")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--check", action="store_true", help="train a few cells again and compare")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="other results, to compare")
     args = parser.parse_args()
     file = args.output / "results.csv"
     if args.check:
         return 0 if check(read_results(file)) else 1
     cells = [cell for name in args.cases for cell in cells_of(case_of(name), strategies_of(name))]
     args.output.mkdir(parents=True, exist_ok=True)
-    complete(file, cells, args.jobs)
+    results = complete(file, cells, args.jobs)
+    if args.against:
+        return 0 if compare(results, read_results(args.against)) else 1
     complete_costs(args.output / "costs.csv", args.cases)
     if args.output.resolve() == HERE:
         report.main()

@@ -66,7 +66,7 @@ class Sentences:
     distances = DISTANCES
     sizes = (8, 24)
     seeds = range(3)
-    budget = Budget(steps=24, batch=8, head_lr=2e-2, lr=2e-4, top=2)
+    budget = Budget(steps=100, batch=8, head_lr=1e-1, lr=1e-4, top=2)
 
     def __init__(self, exchanged: bool = False) -> None:
         """Finds the weights and tokenizes all sentences."""

@@ -80,6 +80,7 @@ STRATEGIES: dict[str, Callable[[nn.Module, Budget], FreezePlan]] = {
     "discriminative": discriminative,
     "full": full,
 }
+PROBE = "probe"  # no steps: a logistic regression on the features of the frozen backbone
 SCRATCH = "scratch"  # full training of the same network without its pre-trained weights
 
 

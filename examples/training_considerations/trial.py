@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from statistics import mean
 from typing import NamedTuple, Protocol
 
 import torch
 from cells import Cell, Result
-from strategy import SCRATCH, Budget, plan_for
+from probe import fit_head
+from strategy import PROBE, SCRATCH, Budget, plan_for
 from torch import Tensor, nn
 
 
@@ -69,7 +71,10 @@ def run_cell(case: Case, cell: Cell) -> Result:
     torch.manual_seed(cell.seed)
     make = case.untrained if cell.strategy == SCRATCH else case.model
     model = make(cell.distance)
-    train(case, model, cell, split)
+    if cell.strategy == PROBE:
+        model.head = fit_head(features(case, model, split.inputs), split.labels)
+    else:
+        train(case, model, cell, split)
     held_out = accuracy(case, model, split.test_inputs, split.test_labels)
     return Result(held_out, case.source_accuracy(model))
 
@@ -124,13 +129,24 @@ def accuracy(case: Case, model: nn.Module, inputs: Tensor, labels: Tensor) -> fl
     return right / len(labels)
 
 
+@torch.no_grad()
+def features(case: Case, model: nn.Module, inputs: Tensor) -> Tensor:
+    """Returns what the head of a model gets for inputs (N, ...): features (N, width)."""
+    extractor = with_head(model, nn.Identity()).eval()
+    return torch.cat([extractor(case.trim(each)) for each in inputs.split(64)])
+
+
 def relative_cost(case: Case, strategy: str) -> float:
     """Returns what freezekit predicts a plan to cost: its FLOPs over those of full fine-tuning.
 
     Nothing is trained for it: the model runs forward and backward once for each phase, on tensors
-    without data. A phase counts by its steps.
+    without data. A phase counts by its steps. For the probe every sample counts once, in the mean
+    over the sizes, and not again and again; to fit the head on its features costs next to nothing.
     """
     nearest, steps = case.distances[0], case.budget.steps
+    if strategy == PROBE:
+        samples = mean(len(case.data(nearest, size, 0).labels) for size in case.sizes)
+        return relative_cost(case, "frozen") * samples / (steps * case.budget.batch)
     model = case.model(nearest)
     inputs = case.data(nearest, min(case.sizes), 0).inputs[: case.budget.batch]
     resolved = plan_for(strategy, model, case.budget).resolve(
