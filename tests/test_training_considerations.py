@@ -19,6 +19,7 @@ from cells import DISTANCES, Cell, Result, Results, read_results, write_results
 from digits import DigitNet, Digits, digits_from
 from probe import INVERSE_PENALTY, fit_head
 from rule import FEW, Group, Rule, always, amount, divide, fit, judge
+from sentences import Sentences
 from sklearn.linear_model import LogisticRegression
 from strategy import PROBE, STRATEGIES, Budget, plan_for
 from trial import batches, cells_of, relative_cost
@@ -236,6 +237,7 @@ def test_a_cell_agrees_within_its_error_bar_only() -> None:
     }
     assert run.agrees(cells[1], Result(0.859, 1.0), results)
     assert not run.agrees(cells[1], Result(0.861, 1.0), results)
+    assert not run.agrees(cells[1], Result(0.82, 0.98), results)
     same = {cell: Result(0.9, 1.0) for cell in cells}
     assert run.agrees(cells[0], Result(0.909, 1.0), same)
     assert not run.agrees(cells[0], Result(0.911, 1.0), same)
@@ -249,8 +251,6 @@ def comparison() -> report.Comparison:
 
 def test_the_committed_results_are_complete(comparison: report.Comparison) -> None:
     """Every cell is there, from three seeds on, and no other."""
-    from sentences import Sentences
-
     for case in (Digits, Sentences):
         assert len(case.seeds) >= 3
         expected = set(cells_of(case, run.strategies_of(case.name)))
@@ -279,9 +279,56 @@ def test_the_plots_are_those_of_the_data(comparison: report.Comparison, name: st
 def test_cells_trained_again_agree_with_the_committed_ones(
     comparison: report.Comparison, one_thread: Iterator[None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cheap cells of the vision case are within the error bars of the file, and it says so."""
+    """Cheap cells of both cases are within the error bars of the file, and it says so."""
     assert run.check(comparison.results)
     assert capsys.readouterr().out.count(": agrees\n") == len(run.CHECKED)
+
+
+def test_a_check_that_differs_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cell outside its error bar is named, and the check fails, also if the others agree."""
+    cells = [Cell("vision", "near", 8, "full", seed) for seed in range(2)]
+    again = dict(zip(cells, (Result(0.7, 1.0), Result(0.8, 1.0)), strict=True))
+    monkeypatch.setattr(run, "train", lambda cell: (cell, again[cell]))
+    results = {cell: Result(0.8, 1.0) for cell in cells}
+    assert not run.check(results, cells)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("seed 0: 0.700, source 1.000; in the file 0.800, source 1.000: DIFFERS")
+    assert second.endswith(": agrees")
+    assert run.check(results, cells[1:])
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Sentences:
+    return Sentences()
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_sentences_to_learn_and_held_out_are_different_ones(
+    sentences: Sentences, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
+    """None is in both, whatever the distance and the roles, and there are enough to learn from."""
+    monkeypatch.setattr(sentences, "exchanged", exchanged)
+    for distance in DISTANCES:
+        split = sentences.data(distance, max(Sentences.sizes), 0)
+        learned, held_out = (
+            {tuple(row[row != 0].tolist()) for row in rows}
+            for rows in (split.inputs, split.test_inputs)
+        )
+        assert not learned & held_out
+        if not exchanged:
+            assert (split.labels.bincount() == max(Sentences.sizes)).all()
+            assert len(held_out) == 144
+
+
+def test_a_foreign_language_keeps_what_is_special(sentences: Sentences) -> None:
+    """Every word piece is replaced by one word piece, and no two by the same."""
+    ids = torch.arange(sentences.encoder.config.vocab_size)
+    foreign = sentences.foreign(ids)
+    assert torch.equal(foreign[:1000], ids[:1000])
+    assert torch.equal(foreign.sort().values, ids)
+    assert (foreign[1000:] == ids[1000:]).float().mean() < 0.001
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -317,7 +364,7 @@ def test_a_file_is_compared_with_another_mean_by_mean(capsys: pytest.CaptureFixt
     }
     shifted = {cell: Result(result.accuracy + 0.019, 1.0) for cell, result in before.items()}
     assert run.compare(shifted, before)
-    assert capsys.readouterr().out == "2 of 2 means agree with those before\n"
+    assert capsys.readouterr().out == "4 of 4 means agree with those before\n"
     apart = shifted | {
         cell: Result(result.accuracy + 0.021, 1.0)
         for cell, result in before.items()
@@ -325,7 +372,8 @@ def test_a_file_is_compared_with_another_mean_by_mean(capsys: pytest.CaptureFixt
     }
     assert not run.compare(apart, before)
     assert capsys.readouterr().out == (
-        "vision, near, 8, top: 0.841, before 0.820\n1 of 2 means agree with those before\n"
+        "vision, near, 8, top, accuracy: 0.841, before 0.820\n"
+        "3 of 4 means agree with those before\n"
     )
     part = {cell: result for cell, result in shifted.items() if cell.strategy == "full"}
     assert run.compare(part, before)

@@ -56,7 +56,7 @@ class Processes:
                 yield processes
         finally:
             # A thread of gloo needs Python's lock to let go of its last work, and the end of the
-            # group waits for it with that lock held: so it gets a moment before.
+            # group waits for it with that lock held: with a moment before, a hang is rare.
             time.sleep(0.1)
             distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from cells import DISTANCES, Cell, Costs, Results, read_costs, read_results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rule import Group, Rule, Scores, Verdict, always, divide, fit, judge
+from rule import FEW, Group, Rule, Scores, Verdict, always, divide, fit, is_close, judge
 from strategy import PROBE, SCRATCH
 
 from freezekit import plot
@@ -75,7 +75,7 @@ class Comparison:
         return [getattr(self.results[cell], field) for cell in cells]
 
     def overall(self, groups: list[Group], strategy: str, field: str) -> list[float]:
-        """Returns the mean over groups, for every seed that all of them have."""
+        """Returns the mean over groups, for each of as many seeds as all of them have."""
         count = min(len(self.seeds[group]) for group in groups)
         columns = [self.of(group, strategy, field)[:count] for group in groups]
         return [mean(column) for column in zip(*columns, strict=True)]
@@ -118,7 +118,7 @@ def accuracy_table(comparison: Comparison, case: str) -> str:
         cells = []
         for group in groups:
             values = comparison.of(group, name)
-            near = name != SCRATCH and mean(values) >= best[group] - 0.01
+            near = name != SCRATCH and is_close(best[group] - mean(values))
             cells.append(f"**{told(values)}**" if near else told(values))
         rows.append([f"`{name}`", *cells])
     return table(["strategy", *(f"{g.distance}, {g.size}" for g in groups)], rows)
@@ -166,10 +166,10 @@ class Thumb:
 def rule_table(thumb: Thumb) -> str:
     """Returns the rule."""
     rows = [
-        [f"{distance}", *(f"`{thumb.rule[distance, amount]}`" for amount in ("few", "more"))]
+        [distance, *(f"`{thumb.rule[distance, amount]}`" for amount in ("few", "more"))]
         for distance in DISTANCES
     ]
-    return table(["distance", "up to 16 per class", "more"], rows)
+    return table(["distance", f"up to {FEW} per class", "more"], rows)
 
 
 def verdict_table(thumb: Thumb, cases: list[str]) -> str:

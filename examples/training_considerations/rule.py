@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import NamedTuple
 
+from cells import DISTANCES
+
 FEW = 16  # samples of each class
 POINT = 0.01
 ROUNDING = 1e-9
@@ -45,7 +47,6 @@ def amount(size: int) -> str:
 
 def divide(groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
     """Returns the groups that fit a rule, and those that judge it."""
-    distances = ("near", "middle", "far")
     sizes = defaultdict(set)
     listed = sorted(groups)
     for group in listed:
@@ -53,8 +54,13 @@ def divide(groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
     parts: tuple[list[Group], list[Group]] = ([], [])
     for group in listed:
         column = sorted(sizes[group.case]).index(group.size)
-        parts[(distances.index(group.distance) + column) % 2].append(group)
+        parts[(DISTANCES.index(group.distance) + column) % 2].append(group)
     return parts
+
+
+def is_close(behind: float) -> bool:
+    """Returns whether a strategy that stays so far behind the best is as good: within a point."""
+    return behind <= POINT + ROUNDING
 
 
 def regret(scores: Scores, group: Group, strategy: str) -> float:
@@ -85,7 +91,7 @@ def fit(scores: Scores, groups: Iterable[Group], cost: Mapping[str, float]) -> R
 def judge(rule: Rule, scores: Scores, groups: Iterable[Group]) -> Verdict:
     """Returns how a rule does in groups."""
     behind = [regret(scores, each, rule[each.distance, amount(each.size)]) for each in groups]
-    within = sum(value <= POINT + ROUNDING for value in behind)
+    within = sum(map(is_close, behind))
     return Verdict(within, len(behind), mean(behind))
 
 

@@ -2,7 +2,7 @@
 
 `python run.py` does all of it and can be stopped at any time: it goes on where it was. `python
 run.py --check` trains a few cells again and says whether they agree with the file; `python run.py
---output again --against results.csv` trains all of them again, and compares every mean.
+--output again --against results.csv` trains all of them again and compares every mean.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import csv
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -34,9 +35,9 @@ CASES = ("vision", "text")
 CHECKED = (
     Cell("vision", "near", 8, "frozen", 0),
     Cell("vision", "near", 64, "probe", 0),
-    Cell("vision", "far", 8, "gradual", 0),
-    Cell("text", "middle", 8, "probe", 0),
-    Cell("text", "near", 8, "frozen", 0),
+    Cell("vision", "far", 64, "gradual", 0),
+    Cell("text", "middle", 24, "probe", 0),
+    Cell("text", "near", 24, "frozen", 0),
 )
 
 
@@ -99,12 +100,16 @@ def complete_costs(path: Path, cases: Iterable[str]) -> None:
 
 
 def agrees(cell: Cell, again: Result, results: Results) -> bool:
-    """Returns whether a cell's accuracy is within the error bar of what a file holds for it.
+    """Returns whether a cell's accuracies are within the error bars of what a file holds for it.
 
-    The bar is two standard deviations over the seeds on either side, and a point at the least.
+    A bar is two standard deviations over the seeds on either side, and a point at the least.
     """
-    seeds = [result.accuracy for other, result in results.items() if other[:-1] == cell[:-1]]
-    return abs(again.accuracy - results[cell].accuracy) <= max(2 * stdev(seeds), 0.01)
+    seeds = [result for other, result in results.items() if other[:-1] == cell[:-1]]
+    return all(
+        abs(getattr(again, field) - getattr(results[cell], field))
+        <= max(2 * stdev(getattr(each, field) for each in seeds), 0.01)
+        for field in Result._fields
+    )
 
 
 def check(results: Results, cells: Iterable[Cell] = CHECKED) -> bool:
@@ -115,8 +120,9 @@ def check(results: Results, cells: Iterable[Cell] = CHECKED) -> bool:
         fine = agrees(cell, again, results)
         agreed = agreed and fine
         name = f"{cell.case}, {cell.distance}, {cell.size} per class, {cell.strategy}"
-        told = f"{again.accuracy:.3f}, in the file {results[cell].accuracy:.3f}"
-        print(f"{name}, seed {cell.seed}: {told}: {'agrees' if fine else 'DIFFERS'}")
+        found, held = ("{:.3f}, source {:.3f}".format(*each) for each in (again, results[cell]))
+        verdict = "agrees" if fine else "DIFFERS"
+        print(f"{name}, seed {cell.seed}: {found}; in the file {held}: {verdict}")
     return agreed
 
 
@@ -126,9 +132,9 @@ def compare(again: Results, before: Results) -> bool:
     The bar is a standard deviation over the seeds on either side, and a point at the least.
     """
     compared, apart = 0, 0
-    for group in sorted({cell[:-1] for cell in before}):
+    for group, field in product(sorted({cell[:-1] for cell in before}), Result._fields):
         one, other = (
-            [result.accuracy for cell, result in results.items() if cell[:-1] == group]
+            [getattr(result, field) for cell, result in results.items() if cell[:-1] == group]
             for results in (again, before)
         )
         if not one:
@@ -136,7 +142,8 @@ def compare(again: Results, before: Results) -> bool:
         compared += 1
         if abs(mean(one) - mean(other)) > max(stdev(other), 0.01):
             apart += 1
-            print(f"{', '.join(map(str, group))}: {mean(one):.3f}, before {mean(other):.3f}")
+            where = ", ".join(map(str, (*group, field)))
+            print(f"{where}: {mean(one):.3f}, before {mean(other):.3f}")
     print(f"{compared - apart} of {compared} means agree with those before")
     return compared > 0 and not apart
 
@@ -150,6 +157,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="train a few cells again and compare")
     parser.add_argument("--against", type=Path, metavar="FILE", help="other results, to compare")
     args = parser.parse_args()
+    if args.against and not args.against.is_file():
+        parser.error(f"--against: there is no file {args.against}")
     file = args.output / "results.csv"
     if args.check:
         return 0 if check(read_results(file)) else 1

@@ -76,7 +76,7 @@ class Sentences:
             [row for row in load_rows(MINILM / "data" / f"{split}.jsonl") if self.is_short(row)]
             for split in ("train", "test")
         ]
-        self.rows = rows[::-1] if exchanged else rows
+        self.rows, self.exchanged = rows, exchanged
         self.encoder = load_backbone(self.folder)
 
     def model(self, distance: str) -> SentenceClassifier:
@@ -91,9 +91,9 @@ class Sentences:
 
     def data(self, distance: str, size: int, seed: int) -> Split:
         """Returns `size` sentences of each class, drawn with the seed, and the held-out ones."""
-        train, test = self.rows
-        if distance == "far":
-            train, test = mixed(train, test)
+        train, test = mixed(*self.rows) if distance == "far" else self.rows
+        if self.exchanged:
+            train, test = test, train
         column = "sentiment" if distance == "middle" else "topic"
         names = sorted({getattr(row, column) for row in train})
         labels, test_labels = (

@@ -19,7 +19,7 @@ class Budget:
         batch: samples of an update.
         head_lr: the learning rate of the new head.
         lr: that of what is pre-trained.
-        top: blocks that train with the head in the strategy "top", about a third of them.
+        top: blocks that train with the head in the strategy "top".
     """
 
     steps: int

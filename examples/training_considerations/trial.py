@@ -66,7 +66,7 @@ def cells_of(case: Case, strategies: Sequence[str]) -> list[Cell]:
 
 
 def run_cell(case: Case, cell: Cell) -> Result:
-    """Trains one cell in place and judges it."""
+    """Trains one cell and judges it."""
     split = case.data(cell.distance, cell.size, cell.seed)
     torch.manual_seed(cell.seed)
     make = case.untrained if cell.strategy == SCRATCH else case.model
@@ -109,7 +109,7 @@ def batches(rows: int, budget: Budget, seed: int) -> list[Tensor]:
 
 
 def draw(labels: Tensor, size: int, seed: int) -> Tensor:
-    """Returns rows of `size` samples of each label, the same first ones whatever the size."""
+    """Returns rows of `size` samples of each label, or all; the same first ones for any size."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for label in labels.unique():
