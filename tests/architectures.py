@@ -19,6 +19,7 @@ import transformers
 from architecture_notes import FIXES, NEEDS, SAYS
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -105,8 +106,11 @@ def build(
         config = CONFIG_MAPPING[kind](**settings)
         if few:
             _cut(config)
-        with torch.device("meta"):
-            return modeling_auto.MODEL_MAPPING._load_attr_from_module(kind, name)(config)
+        cls = modeling_auto.MODEL_MAPPING._load_attr_from_module(kind, name)
+        with torch.device("meta"), no_init_weights():
+            model = cls(config)
+    model.tie_weights()
+    return model
 
 
 def _cut(config: PretrainedConfig) -> None:
@@ -192,9 +196,11 @@ def _end_problems(
             looked_up.update(_embeddings(module, "get_input_embeddings", names))
     at = {layer.name: layer.index for layer in blocks(layers)}
     for path, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
         prefix = f"{path}." if path else ""
         inside = [index for name, index in at.items() if name.startswith(prefix)]
-        if not isinstance(module, PreTrainedModel) or not inside:
+        if not inside:
             continue
         for name in _embeddings(module, "get_input_embeddings", names):
             if place[name] >= min(inside):
