@@ -24,6 +24,7 @@ SHOWN = dict(ENTRY.findall(PAGE))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., SimpleNamespace]
+MEASURED = r"\d+\.\d\d s|\d+ times"
 
 
 @pytest.fixture
@@ -131,9 +132,16 @@ def test_ranks_agree_after_an_unfreeze(run: Run) -> None:
 
 def test_the_cache_computes_each_row_once_and_changes_nothing(run: Run) -> None:
     """Three of four epochs are read, and the head ends the same."""
-    ran = run("cached", measured=r"\d+\.\d\d s|\d+ times")
+    ran = run("cached", measured=MEASURED)
     assert (ran.stats.misses, ran.stats.hits) == (128, 3 * 128)
     assert "same head in the end: True" in ran.printed
+
+
+@pytest.mark.timing
+def test_the_cache_takes_less_time(run: Run) -> None:
+    """The three epochs that are read take less than the three that are computed."""
+    ran = run("cached", measured=MEASURED)
+    assert sum(ran.after[1:]) < sum(ran.before[1:])
 
 
 def test_scores_name_the_layer_that_a_shift_concerns(run: Run) -> None:

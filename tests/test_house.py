@@ -254,7 +254,7 @@ def test_one_process_does_without_what_several_need() -> None:
 
 @pytest.mark.timing
 def test_import_costs_little_over_torch() -> None:
-    """All public names add under 50 ms to `import torch`: the median of seven warm processes."""
+    """All public names add under 50 ms to `import torch`: the median of ten warm processes."""
     # Processor time: on an idle machine the same as the clock's, on a busy one still the cost.
     code = (
         "from time import process_time as now\n"
@@ -270,7 +270,7 @@ def test_import_costs_little_over_torch() -> None:
         return float(run.stdout)
 
     cost()  # writes the bytecode
-    seconds = [cost() for _ in range(7)]
+    seconds = [cost() for _ in range(10)]
     assert statistics.median(seconds) < 0.050, seconds
 
 
@@ -354,7 +354,7 @@ def test_every_public_name_shows_an_example(name: str, value: object) -> None:
 def test_version_is_written_once_and_agrees() -> None:
     """The package says its version, and what is built has it from there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "version" in project["dynamic"]
+    assert project["dynamic"] == ["readme", "version"]
     assert WheelBuilder(str(ROOT)).metadata.version == freezekit.__version__
 
 

@@ -48,6 +48,9 @@ def message(act: Callable[[], object]) -> str:
          "to stop training use freeze('a') instead"),
         ({"lr": "1e-3"}, "lr must be a positive finite number, got '1e-3'; "
          "write it without quotes"),
+        ({"lr": ".5"}, "lr must be a positive finite number, got '.5'; write it without quotes"),
+        ({"lr": "5x"}, "lr must be a positive finite number, got '5x'; "
+         "to stop training use freeze('a') instead"),
         ({"lr": "fast"}, "lr must be a positive finite number, got 'fast'; "
          "to stop training use freeze('a') instead"),
         ({"lr": True}, "lr must be a positive finite number, got True; "

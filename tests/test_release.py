@@ -162,7 +162,9 @@ def test_the_sdist_holds_what_a_checkout_holds(tmp_path: Path) -> None:
         if path.is_file() and not any(fnmatch(path.name, each) for each in ignored)
     }
     scripts = {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir() if path.is_file()}
-    needed = {"tests/conftest.py", "docs/conf.py", "examples/multitask_minilm/outputs/schedule.png"}
+    example = ("train.py", "outputs/schedule.png", "outputs/trainability.png")
+    needed = {"tests/conftest.py", "docs/conf.py"}
+    needed |= {f"examples/multitask_minilm/{name}" for name in example}
     assert top | scripts | needed <= inside
 
 

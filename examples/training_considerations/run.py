@@ -26,6 +26,7 @@ from cells import (
     write_costs,
     write_results,
 )
+from rule import POINT
 from strategy import PROBE, SCRATCH, STRATEGIES
 from tqdm import tqdm
 from trial import Case, cells_of, relative_cost, run_cell
@@ -107,7 +108,7 @@ def agrees(cell: Cell, again: Result, results: Results) -> bool:
     seeds = [result for other, result in results.items() if other[:-1] == cell[:-1]]
     return all(
         abs(getattr(again, field) - getattr(results[cell], field))
-        <= max(2 * stdev(getattr(each, field) for each in seeds), 0.01)
+        <= max(2 * stdev(getattr(each, field) for each in seeds), POINT)
         for field in Result._fields
     )
 
@@ -140,7 +141,7 @@ def compare(again: Results, before: Results) -> bool:
         if not one:
             continue
         compared += 1
-        if abs(mean(one) - mean(other)) > max(stdev(other), 0.01):
+        if abs(mean(one) - mean(other)) > max(stdev(other), POINT):
             apart += 1
             where = ", ".join(map(str, (*group, field)))
             print(f"{where}: {mean(one):.3f}, before {mean(other):.3f}")

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from ._layering import Layering
 from ._plan import VERSION
-from ._rules import Rule
+from ._rules import Rule, spells_number
 from ._verbs import PROPERTIES, VERBS, checked_properties, did_you_mean
 from ._yaml import read_yaml, yaml_text
 from .errors import PlanError
@@ -176,19 +176,11 @@ def _check_plain_mistakes(name: str, value: object) -> None:
         raise PlanError(f"{name} has no value; give it one or leave it out")
     if name in ("options", "at_metric") and not isinstance(value, Mapping):
         raise PlanError(f"{name} must be a mapping, got {value!r}")
-    if isinstance(value, str) and name not in _TEXTS and _spells_number(value):
+    if isinstance(value, str) and name not in _TEXTS and spells_number(value):
         raise PlanError(
             f"{name} must be a number, got the text {value!r}; write it without quotes, "
             "and as 2.0e-5 where a YAML reader takes 2e-5 for text"
         )
-
-
-def _spells_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

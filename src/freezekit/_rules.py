@@ -252,7 +252,7 @@ def _check_values(rule: Rule) -> None:
     for name in ("lr", "lr_mult"):
         value = getattr(rule, name)
         if value is not None and not (is_real(value) and value > 0):
-            quoted = isinstance(value, str) and value[:1].isdigit()
+            quoted = isinstance(value, str) and spells_number(value)
             way_out = "write it without quotes" if quoted else stop
             raise PlanError(f"{name} must be a positive finite number, got {value!r}; {way_out}")
     decay = rule.weight_decay
@@ -382,6 +382,15 @@ def _listed(value: object) -> object:
     if isinstance(value, dict):
         return {key: _listed(entry) for key, entry in value.items()}
     return [_listed(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def spells_number(text: str) -> bool:
+    """Returns whether a text is a number in quotes."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_real(value: object) -> bool:

@@ -66,7 +66,7 @@ def test_top_layers_cost_as_if_written_by_hand(layers: int, most: float) -> None
     task = load_task(32)
 
     def measure() -> float:
-        side = top_layers(task, layers, 4, full=False)
+        side = top_layers(task, layers, 6, full=False)
         found, hand = side.ratio("cached", "plain"), side.ratio("cached", "by hand")
         print(f"top {layers}: {found:.3f} of uncached, {hand:.3f} of by hand")
         return max(found / most, hand / 1.03)

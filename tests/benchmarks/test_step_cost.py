@@ -118,7 +118,7 @@ def test_a_step_of_a_scheduled_plan_costs_what_it_costs_by_hand(
         assert list(applied.lrs().values()) == [0.0, 0.0, 1e-4, 5e-4]
         base = step_of(by_hand, cls(groups, **options))
         taken = step_of(by_plan, optimizer, applied if advances else None)
-        found = ratio(base, taken, turns=240)
+        found = ratio(base, taken, turns=400)
         applied.release()
         for model in (by_hand, by_plan):
             model.requires_grad_(True).train().zero_grad()
