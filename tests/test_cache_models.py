@@ -1,4 +1,4 @@
-"""Nineteen architectures from a store: the same outputs and gradients, and nothing frozen runs."""
+"""Nineteen architectures, and others, from a store: the same results, and nothing frozen runs."""
 
 from collections.abc import Callable
 
@@ -87,14 +87,12 @@ def test_padding_makes_no_difference(name: str) -> None:
     assert verdict.cut
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pass that is answered no frozen module runs, and the output is made of the store."""
-    torch.manual_seed(0)
-    model = build(name)
-    applied = plan_of(name).apply(model)
+def assert_answered(
+    model: nn.Module, plan: FreezePlan, batch: dict[str, torch.Tensor], patch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a frozen module runs in the second pass, or the output is not made of the store."""
+    applied = plan.apply(model)
     ran = watched(applied, model)
-    batch = ARCHITECTURES[name].inputs(6)
     gather = Tap.gather
 
     def corrupted(*args: object, **kwargs: object) -> torch.Tensor | None:
@@ -108,10 +106,85 @@ def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         second = model(**batch)[0]
         assert cache.stats().hits == 6
         assert ran == []
-        monkeypatch.setattr(Tap, "gather", corrupted)
+        patch.setattr(Tap, "gather", corrupted)
         third = model(**batch)[0]
     assert distance([first], [second]) < 1e-5
     assert distance([first], [third]) > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_store_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pass that is answered no frozen module runs, and the output is made of the store."""
+    torch.manual_seed(0)
+    model = build(name)
+    assert_answered(model, plan_of(name), ARCHITECTURES[name].inputs(6), monkeypatch)
+
+
+class Skips(nn.Module):
+    """A U-Net: what both levels of the way down give is read on the way up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.downs = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)])
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor]:
+        first = self.downs[0](left).relu()
+        second = self.downs[1](nn.functional.max_pool2d(first, 2)).relu()
+        return (self.head(torch.cat([first, self.up(second)], 1)),)
+
+
+class Twice(nn.Module):
+    """One frozen module is called twice, the second time on what it gave the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor]:
+        first = self.block(left).tanh()
+        return (self.head(self.block(first).tanh() + first),)
+
+
+class Towers(nn.Module):
+    """Two frozen towers, one for each input, under one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5)) for _ in "lr"
+        )
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.head(torch.cat([self.towers[0](left), self.towers[1](right)], -1)),)
+
+
+FORMS = {Skips: ("downs", (3, 8, 8)), Twice: ("block", (8,)), Towers: ("towers", (8,))}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_of_other_forms_are_answered(
+    form: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skips, a module called twice and two towers train the same, and the store answers."""
+    frozen, shape = FORMS[form]
+    plan = FreezePlan().freeze(frozen)
+
+    def inputs(count: int) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(count, *shape) for name in ("left", "right")}
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return form()
+
+    verdict = trial(make, plan, training(inputs, cut=False))
+    assert not verdict.refused
+    assert verdict.difference < 2e-5
+    assert verdict.hits >= 5 + 3
+    assert_answered(make(), plan, inputs(6), monkeypatch)
 
 
 def test_a_loss_through_the_store_has_gradients() -> None:
