@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
@@ -26,6 +27,21 @@ def seeded() -> Iterator[None]:
         torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack, thrice
         yield
     random.setstate(python_state)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measures no coverage in modules marked `untraced`, nor in the processes that they start."""
+    coverage = sys.modules.get("coverage")
+    running = coverage.Coverage.current() if coverage is not None else None
+    if running is None or request.node.get_closest_marker("untraced") is None:
+        yield
+        return
+    running.stop()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("COVERAGE_PROCESS_START")
+        yield
+    running.start()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ HEADS = classes(
 )  # fmt: skip
 HEADS = {name: kind for name, kind in HEADS.items() if name not in BASES}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
 
 
 def checked(name: str) -> Report:

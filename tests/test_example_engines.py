@@ -16,7 +16,7 @@ import train_with_lightning
 import train_with_trainer
 from test_example_resume import EPOCHS, command, place, run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
 __all__ = ["place"]
 
 

@@ -25,7 +25,7 @@ from checkpoint import Progress
 from config import HERE, load_config
 from weights import MINILM, find_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
 EPOCHS = 4

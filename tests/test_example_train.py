@@ -28,6 +28,8 @@ from weights import MINILM, MINILM_SHA256, find_weights
 
 from freezekit import FreezePlan
 
+pytestmark = pytest.mark.untraced
+
 HIDDEN, LAYERS, INNER, VOCABULARY, POSITIONS, TYPES, TOPICS = 384, 6, 1536, 30522, 512, 2, 4
 
 

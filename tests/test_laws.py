@@ -16,6 +16,8 @@ from torch import nn
 
 from freezekit import AppliedPlan, FreezekitError, FreezePlan, PatternError, PlanError, Rule
 
+pytestmark = pytest.mark.untraced
+
 EVERY_MOMENT = range(20)
 
 

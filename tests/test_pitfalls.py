@@ -29,6 +29,8 @@ from freezekit import (
     diagnose,
 )
 
+pytestmark = pytest.mark.untraced
+
 COMPILE_IMPORTS = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 ONE_PROCESS = "ignore:FSDP is switching to use `NO_SHARD`:UserWarning"
 

@@ -26,6 +26,8 @@ from trial import batches, cells_of, relative_cost
 
 from freezekit import plot
 
+pytestmark = pytest.mark.untraced
+
 ROOT = Path(__file__).resolve().parent.parent
 PINNED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 BUDGET = Budget(steps=40, batch=4, head_lr=1e-2, lr=1e-3, top=1)

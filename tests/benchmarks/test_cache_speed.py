@@ -6,6 +6,7 @@ from .cache_runs import GRADUAL, Side, gradual_unfreezing, heads_only, peak, top
 from .minilm import OWN_BATCH, Task, load_task
 from .test_resolve_speed import best_of
 
+pytestmark = pytest.mark.untraced
 timing = pytest.mark.timing
 
 

@@ -16,6 +16,7 @@ import pickle
 import random
 import re
 import resource
+import signal
 import time
 import tomllib
 from collections import Counter
@@ -26,8 +27,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS = 120
-"""Processor time that the tests of one mutant may take: what loops forever is noticed as well."""
+PATIENCE = 10
+"""How many times longer a test may take of a mutant, and as many seconds: some loop forever."""
 UNNOTICED = ("survived", "not reached", "timed out")
 """Verdicts that are not the test that notices a mutant."""
 
@@ -71,13 +72,11 @@ def original(name: str) -> str:
     return re.sub(r"__mutmut_\d+$", "__mutmut_orig", name)
 
 
-def in_fork(action: Callable[[], Any], seconds: float = 1e6) -> Any:  # noqa: ANN401
+def in_fork(action: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Returns what an action returns in a fork of this process; None if it dies."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        limit = int(time.process_time() + seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         os.close(reading)
         try:
             with os.fdopen(writing, "wb") as pipe:
@@ -89,6 +88,14 @@ def in_fork(action: Callable[[], Any], seconds: float = 1e6) -> Any:  # noqa: AN
         said = pipe.read()
     os.waitpid(child, 0)
     return pickle.loads(said) if said else None
+
+
+def die_in(seconds: int) -> None:
+    """Ends this process when it has used that much more of its processor, or four times the time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    signal.alarm(4 * seconds)
 
 
 class Trials:
@@ -107,10 +114,9 @@ class Trials:
             raise pytest.UsageError("the tests do not pass without a mutant")
         for number, name in enumerate(self.mutants):
             at = reaching.get(name.rpartition("__mutmut_")[0], [])
-            items = [session.items[index] for _, index in sorted(at)]
             verdict = "not reached"
-            if items:
-                verdict = in_fork(lambda each=name, i=items: self._first(session, each, i), SECONDS)
+            if at:
+                verdict = in_fork(lambda each=name, i=at: self._first(session, each, i))
             self.verdicts[name] = verdict or "timed out"
             said = f"{number + 1}/{len(self.mutants)} {name}: {self.verdicts[name]}"
             print(said, file=self.screen, flush=True)
@@ -133,12 +139,14 @@ class Trials:
         return None if session.testsfailed else found
 
     @staticmethod
-    def _first(session: pytest.Session, mutant: str, items: Iterable[pytest.Item]) -> str:
+    def _first(session: pytest.Session, mutant: str, at: Iterable[tuple[float, int]]) -> str:
         """Returns the first test that notices a mutant; "survived" if none does."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant)
-        for item in items:
+        for seconds, index in sorted(at):
+            item = session.items[index]
+            die_in(int(PATIENCE * (1 + seconds)))
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
                 return item.nodeid

@@ -60,7 +60,7 @@ def learning_rates(
         interval: whether the scheduler is stepped after each "step" or each "epoch".
 
     Returns:
-        The axes drawn into.
+        The axes drawn into, which `save` writes to a file.
 
     Raises:
         TypeError: if `resolved` is no resolved plan, or `scheduler` builds no LR scheduler.
@@ -84,7 +84,6 @@ def learning_rates(
         ... )
         >>> [text.get_text() for text in ax.texts]
         ['0', '1', 'step 40']
-        >>> plot.save(ax, "learning_rates.svg")  # doctest: +SKIP
     """
     if not isinstance(resolved, ResolvedPlan):
         kind = type(resolved).__name__

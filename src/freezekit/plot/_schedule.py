@@ -91,7 +91,8 @@ def schedule(
         max_rows: most rows drawn.
 
     Returns:
-        The axes drawn into; the bars are in an inset, `ax.child_axes[0]`.
+        The axes drawn into, which `save` writes to a file; the bars are in an inset,
+        `ax.child_axes[0]`.
 
     Raises:
         TypeError: if `resolved` is something else.
@@ -106,7 +107,6 @@ def schedule(
         >>> ax = plot.schedule(plan.resolve(model, total_epochs=3))
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['0', 'epoch 1', 'epoch 3']
-        >>> plot.save(ax, "schedule.svg")  # doctest: +SKIP
     """
     if not isinstance(resolved, ResolvedPlan):
         kind = type(resolved).__name__

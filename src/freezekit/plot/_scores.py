@@ -56,7 +56,7 @@ def scores(scored: Scores, ax: Axes | None = None) -> Axes:
         ax: where to draw; without it a new figure of fitting size is made, reached by `ax.figure`.
 
     Returns:
-        The axes drawn into.
+        The axes drawn into, which `save` writes to a file.
 
     Raises:
         TypeError: if `scored` is something else.
@@ -69,7 +69,6 @@ def scores(scored: Scores, ax: Axes | None = None) -> Axes:
         >>> ax = plot.scores(Scores("fisher", rows, 100))
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['stem', 'head']
-        >>> plot.save(ax, "scores.png")  # doctest: +SKIP
     """
     if not isinstance(scored, Scores):
         raise TypeError(f"scores() draws what score_layers() returns, not {type(scored).__name__}")

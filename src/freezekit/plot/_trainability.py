@@ -81,7 +81,7 @@ def trainability(
         max_rows: most rows drawn.
 
     Returns:
-        The axes drawn into.
+        The axes drawn into, which `save` writes to a file.
 
     Raises:
         TypeError: if `model_or_resolved` is none of the three.
@@ -95,7 +95,6 @@ def trainability(
         >>> ax = plot.trainability(FreezePlan().freeze("0").resolve(model))
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['0 (Linear)', '2 (Linear)']
-        >>> plot.save(ax, "trainability.svg")  # doctest: +SKIP
     """
     if max_rows < 1:
         raise ValueError(f"max_rows={max_rows}: a picture has at least one row")
