@@ -1,6 +1,7 @@
 """The pattern grammar, and the automaton against a matcher that walks one pattern at a time."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from freezekit import PatternError
 from freezekit._automaton import Automaton, State
-from freezekit._glob import parse, runs_of
+from freezekit._glob import class_name, parse, runs_of
 
 
 class Block:
@@ -355,6 +356,63 @@ def test_negated_pattern_keeps_its_sign_and_matches_like_the_plain_one() -> None
     assert select("!head", ENCODER) == select("head", ENCODER)
 
 
+def test_alternatives_narrow_a_pattern_one_by_one() -> None:
+    """Each of several names in braces comes with the pattern in which it stands alone."""
+    text = "!a{b,c}d{e,f}.{g}@{X,Y}"
+    narrowed = {
+        "b": "!a{b}d{e,f}.{g}@{X,Y}",
+        "c": "!a{c}d{e,f}.{g}@{X,Y}",
+        "e": "!a{b,c}d{e}.{g}@{X,Y}",
+        "f": "!a{b,c}d{f}.{g}@{X,Y}",
+        "X": "!a{b,c}d{e,f}.{g}@{X}",
+        "Y": "!a{b,c}d{e,f}.{g}@{Y}",
+    }
+    expected = [(option, parse(each)._replace(text=text)) for option, each in narrowed.items()]
+    assert parse(text).alternatives() == expected
+
+
+def test_a_class_that_only_looks_generated_keeps_its_name() -> None:
+    """A prefix of torch's goes only where a base has the rest of the name."""
+    mine = type("ParametrizedLayer", (Linear,), {})
+    generated = type("ParametrizedLinear", (Linear,), {})
+    assert [class_name(cls) for cls in (mine, generated, Linear)] == [
+        "ParametrizedLayer",
+        "Linear",
+        "Linear",
+    ]
+
+
+def test_a_walk_looks_up_what_it_has_met_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the layers take no more closures and states, and a second walk takes none."""
+    calls: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def counting(*arguments: object) -> object:
+            calls[name] += 1
+            return method(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for name in ("_enter", "_closure", "_targets", "_expect"):
+        count(Automaton, name)
+    count(State, "is_plain")
+
+    def walk(automaton: Automaton, layer_count: int) -> Counter[str]:
+        calls.clear()
+        selected(automaton, layers(*(f"layer{number}" for number in range(layer_count))))
+        calls["_enter"] -= 1  # the root is entered anew
+        return calls.copy()
+
+    one, other = (Automaton([parse("**.ln"), parse("**@Linear")], ["", ""]) for _ in range(2))
+    few, many = walk(one, 10), walk(other, 100)
+    assert many.pop("is_plain") - few.pop("is_plain") == 90
+    assert many == few
+    assert min(few.values()) > 0
+    assert not any(walk(other, 100).values())
+
+
 def test_covered_state_covers_everything_below() -> None:
     """A state joined by patterns from elsewhere covers all that lies below it."""
     automaton = Automaton([parse("head"), parse("*.layer")], ["rule 1", "rule 2"])
@@ -466,6 +524,7 @@ BRACKETS = "brackets count children by position, as in [0], [-1], [-2:]; for alt
         ("a.**b", "'**' stands alone between dots; inside a segment write '*'"),
         ("***", "'**' stands alone between dots; inside a segment write '*'"),
         ("[abc]", f"[abc] is not an index; {BRACKETS} {{a,b,c}}"),
+        ("[ab]", f"[ab] is not an index; {BRACKETS} {{a,b}}"),
         ("x[abc]", f"[abc] is not an index; {BRACKETS} x{{a,b,c}}"),
         ("[q, k]", f"[q, k] is not an index; {BRACKETS} {{q,k}}"),
         ("[0-11]", f"[0-11] is not an index; {BRACKETS} {{0..11}}"),
@@ -501,6 +560,14 @@ def test_bad_pattern_is_quoted_with_a_way_out(text: str, problem: str) -> None:
     assert str(caught.value) == f"pattern {text!r}: {problem}"
 
 
+@pytest.mark.parametrize(
+    "text", ["{3..3}", "{9000..9001}", "{0..9999}", "{0..99}{0..99}", f"x[{'1' * 18}]"]
+)
+def test_what_is_just_within_bounds_is_taken(text: str) -> None:
+    """A range of one number, far numbers, 10,000 names and 18 digits are patterns."""
+    assert parse(text).text == text
+
+
 @given(st.text(alphabet="ab01.*?{}[],:-@!re", max_size=12))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     """A text is a pattern that keeps its text, or a `PatternError` that quotes it."""
@@ -522,7 +589,7 @@ def test_runs_cover_the_numbers_and_are_maximal(numbers: list[int]) -> None:
     assert all(after[0] - before[1] > 1 for before, after in pairwise(runs))
 
 
-@pytest.mark.parametrize("text", ["x[]", "x[!a]", "x[0.5]", "x[a-c]"])
+@pytest.mark.parametrize("text", ["x[]", "x[a]", "x[!a]", "x[0.5]", "x[a-c]"])
 def test_brackets_without_a_known_meaning_get_no_hint(text: str) -> None:
     """A hint is a pattern; where none can be meant, none is given."""
     with pytest.raises(PatternError) as caught:
