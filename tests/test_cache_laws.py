@@ -13,7 +13,6 @@ from freezekit import FreezePlan
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.untraced,
     pytest.mark.filterwarnings("ignore:the frozen part cannot be cached:UserWarning"),
     pytest.mark.filterwarnings("ignore:the cache:UserWarning"),
 ]

@@ -12,7 +12,7 @@ from freezekit import FreezePlan
 from freezekit.cache import ActivationCache
 from freezekit.cache._store import Tap
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = sorted(name for name, each in ARCHITECTURES.items() if "input_ids" in each.inputs(2))
 ENCODERS = sorted({*TEXT} - {"t5", "bart"})

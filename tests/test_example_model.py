@@ -18,8 +18,6 @@ from config import UserError
 from model import MultiTaskMiniLM, load_backbone, pool
 from weights import FILES, MINILM, find_weights
 
-pytestmark = pytest.mark.untraced
-
 TINY = BertConfig(
     vocab_size=50,
     hidden_size=8,

@@ -22,7 +22,7 @@ ENTRY = re.compile(
 )
 SHOWN = dict(ENTRY.findall(PAGE))
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
+pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., SimpleNamespace]
 MEASURED = r"\d+\.\d\d s|\d+ times"
 

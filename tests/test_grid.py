@@ -11,8 +11,6 @@ from freezekit import FreezePlan, PlanError, infer_layers
 from freezekit._grid import Cell, grid
 from freezekit.errors import FreezekitError
 
-pytestmark = pytest.mark.untraced
-
 
 def toy() -> nn.Module:
     layers = (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(3))

@@ -16,7 +16,7 @@ from freezekit._rules import parse_rows
 
 OVERWRITE = "FREEZEKIT_OVERWRITE_GOLDEN"
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROWS = [
     pytest.param(peer, row, id=f"{peer} {number}")

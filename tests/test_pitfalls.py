@@ -29,8 +29,6 @@ from freezekit import (
     diagnose,
 )
 
-pytestmark = pytest.mark.untraced
-
 COMPILE_IMPORTS = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 ONE_PROCESS = "ignore:FSDP is switching to use `NO_SHARD`:UserWarning"
 

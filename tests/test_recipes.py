@@ -30,7 +30,7 @@ from freezekit import FreezePlan, PatternError, PlanError, infer_layers, recipes
 
 __all__ = ["place"]  # a fixture
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.untraced]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
 BERT = BertConfig(num_hidden_layers=3, **SIZES)

@@ -325,10 +325,12 @@ THEN = {"another interpreter": "11:saving,17:saved,end"}
 def run_chains(folder: Path, chains: dict[str, str], hash_seed: int) -> None:
     """Trains every scenario through chains of processes; see `training_run.main`."""
     names = training_run.SCENARIOS
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
+    environment.pop("COVERAGE_PROCESS_START", None)  # the same steps, many times
     done = subprocess.run(
         [sys.executable, training_run.__file__, str(folder)]
         + [f"{name}/{place}={links}" for name in names for place, links in chains.items()],
-        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=550,
