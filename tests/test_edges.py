@@ -369,3 +369,20 @@ def test_an_offer_is_a_pattern_that_works(pattern: str, offer: str) -> None:
     if meant:
         text = offered.split("'")[0].encode().decode("unicode_escape")
         assert FreezePlan().freeze(text).resolve(model).at().frozen
+
+
+def test_what_exists_has_all_its_names_in_an_error() -> None:
+    """Second names of shared modules, names of parametrized tensors, and modules with buffers."""
+    model = nn.Module()
+    model.first = nn.ModuleDict({"inner": nn.Linear(2, 2)})
+    model.norm = nn.BatchNorm1d(2, affine=False)
+    model.second = model.first
+    model.late = parametrizations.weight_norm(nn.Linear(2, 2))
+    for pattern, said in {
+        "second.innr.weight": "'second' has inner; did you mean 'second.inner.weight'?",
+        "late.wieght": "did you mean 'late.weight'?",
+        "nurm": "did you mean 'norm'?",
+    }.items():
+        with pytest.raises(PatternError) as caught:
+            FreezePlan().freeze(pattern).resolve(model)
+        assert str(caught.value).endswith(said)

@@ -411,6 +411,9 @@ def test_a_walk_looks_up_what_it_has_met_before(monkeypatch: pytest.MonkeyPatch)
     assert many == few
     assert min(few.values()) > 0
     assert not any(walk(other, 100).values())
+    assert len(one.accepts) == len(other.accepts)
+    below = [one.child(one.start(Block), name, Block) for name in ("layer0", "layer1")]
+    assert below[0] is below[1] is one.start(Norm)
 
 
 def test_covered_state_covers_everything_below() -> None:
