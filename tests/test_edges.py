@@ -372,7 +372,7 @@ def test_an_offer_is_a_pattern_that_works(pattern: str, offer: str) -> None:
 
 
 def test_what_exists_has_all_its_names_in_an_error() -> None:
-    """Second names of shared modules, names of parametrized tensors, and modules with buffers."""
+    """Second names of shared modules, names of parametrized tensors, buffers, and base classes."""
     model = nn.Module()
     model.first = nn.ModuleDict({"inner": nn.Linear(2, 2)})
     model.norm = nn.BatchNorm1d(2, affine=False)
@@ -382,6 +382,8 @@ def test_what_exists_has_all_its_names_in_an_error() -> None:
         "second.innr.weight": "'second' has inner; did you mean 'second.inner.weight'?",
         "late.wieght": "did you mean 'late.weight'?",
         "nurm": "did you mean 'norm'?",
+        "*@_NormBase.wait": "'norm' has nothing below it",
+        "re:wait": "late.bias, late.weight, second.inner.weight, second.inner.bias",
     }.items():
         with pytest.raises(PatternError) as caught:
             FreezePlan().freeze(pattern).resolve(model)

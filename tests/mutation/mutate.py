@@ -1,8 +1,8 @@
 """Changes the core in small ways and counts what the tests notice; see README.md beside it.
 
 mutmut makes the mutants, all of them at once in a copy of the package. The tests are collected
-once; each mutant has a fork of that process, in which the tests that reach its function run, the
-quickest first, until one fails.
+once; each mutant has a fork of that process, in which the tests that reach its function run until
+one fails: first those that noticed most mutants before, then the quickest.
 """
 
 import argparse
@@ -118,11 +118,14 @@ class Trials:
         reaching = in_fork(lambda: self._reaching(session))
         if reaching is None:
             raise pytest.UsageError("the tests do not pass without a mutant")
+        keen: Counter[str] = Counter()
         for number, name in enumerate(self.mutants):
             at = reaching.get(name.rpartition("__mutmut_")[0], [])
+            at.sort(key=lambda each: (-keen[session.items[each[1]].nodeid], each))
             verdict = "not reached"
             if at:
                 verdict = in_fork(lambda each=name, i=at: self._first(session, each, i))
+            keen[verdict] += 1
             self.verdicts[name] = verdict or "timed out"
             said = f"{number + 1}/{len(self.mutants)} {name}: {self.verdicts[name]}"
             print(said, file=self.screen, flush=True)
@@ -150,7 +153,7 @@ class Trials:
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant)
-        for seconds, index in sorted(at):
+        for seconds, index in at:
             item = session.items[index]
             die_in(int(PATIENCE * (1 + seconds)))
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
