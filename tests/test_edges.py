@@ -388,3 +388,32 @@ def test_what_exists_has_all_its_names_in_an_error() -> None:
         with pytest.raises(PatternError) as caught:
             FreezePlan().freeze(pattern).resolve(model)
         assert str(caught.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (
+            FreezePlan().unfreeze("a.weight", rows=":1").freeze("b"),
+            ("trainable=True for rows :1", "trainable=False"),
+        ),
+        (FreezePlan().group("a", lr=0.1).group("b", lr_mult=0.5), ("lr=0.1", "lr_mult=0.5")),
+        (
+            FreezePlan().group("**.bias", lr=9.0).group("a", lr=0.1).group("b", lr=0.2),
+            ("lr=0.1", "lr=0.2"),
+        ),
+        (
+            FreezePlan().group("a", weight_decay=0.0).group("b", weight_decay=0.1),
+            ("weight_decay=0.0", "weight_decay=0.1"),
+        ),
+    ],
+)
+def test_what_two_names_of_a_tensor_say_is_quoted(plan: FreezePlan, said: tuple[str, str]) -> None:
+    """The error has both settings as they were written, with rows and in the unit of the rate."""
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["b"].weight = model["a"].weight
+    with pytest.raises(PlanError, match="name one tied tensor, but rule") as caught:
+        plan.resolve(model)
+    first, second = said
+    assert f"{first} through 'a.weight'" in str(caught.value)
+    assert f"{second} through 'b.weight'" in str(caught.value)
