@@ -118,6 +118,10 @@ class Trials:
         reaching = in_fork(lambda: self._reaching(session))
         if reaching is None:
             raise pytest.UsageError("the tests do not pass without a mutant")
+        every = {each for found in reaching.values() for each in found}
+        failing = in_fork(lambda: self._first(session, "", sorted(every)))
+        if failing != "survived":
+            raise pytest.UsageError(f"{failing} notices what is no mutant")
         keen: Counter[str] = Counter()
         for number, name in enumerate(self.mutants):
             at = reaching.get(name.rpartition("__mutmut_")[0], [])
