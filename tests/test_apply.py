@@ -627,6 +627,18 @@ def test_a_frozen_rnn_follows_what_trains_before_it(cls: type[nn.RNNBase]) -> No
     assert trace(model) == before
 
 
+def test_a_mode_asked_of_a_held_rnn_outlasts_another_way_to_hold_it() -> None:
+    """Switched to eval while it is held in train mode, it is in eval when the plan is released."""
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(5, 4), "rnn": nn.GRU(4, 4, num_layers=2), "head": nn.Linear(4, 2)}
+    )
+    applied = FreezePlan().freeze("rnn").freeze("embed", at_epoch=1).apply(model)
+    model.eval()
+    applied.advance(epoch=1)
+    applied.release()
+    assert not model["rnn"].training
+
+
 def test_a_copied_rnn_gets_its_dropout_back_with_its_next_plan() -> None:
     """The dropout that a hold took away travels with the copy."""
     model = nn.ModuleDict(

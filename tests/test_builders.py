@@ -343,3 +343,17 @@ def test_builders_work_on_meta_models() -> None:
         model = encoder_with_head(2)
     phase = FreezePlan().layer_decay(decay=0.5).resolve(model).at()
     assert phase.lr("embed.weight", base=1.0) == 0.125
+
+
+def test_what_has_buffers_alone_opens_with_the_layer_before_it() -> None:
+    """A norm without parameters counts to the layer whose parameters come before its own."""
+    blocks = [
+        nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2, affine=False))
+        for _ in range(3)
+    ]
+    model = nn.Sequential(*blocks)
+    applied = FreezePlan().freeze("**").unfreeze_layerwise(every_epochs=1).apply(model)
+    for epoch in range(3):
+        applied.advance(epoch=epoch)
+        modes = [block[1].training for block in model.train()]
+        assert modes == [number >= 2 - epoch for number in range(3)]

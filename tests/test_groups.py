@@ -161,6 +161,16 @@ def test_the_calls_weight_decay_stands_where_the_plan_says_none() -> None:
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5, 0.2, 0.0}
 
 
+def test_a_bias_of_any_rank_and_depth_does_not_decay() -> None:
+    """A tensor is a bias by its own name, whatever stands before it."""
+    model = nn.ModuleDict({"body": nn.ModuleDict({"table": nn.Linear(2, 2, bias=False)})})
+    table = model["body"]["table"]
+    table.bias = nn.Parameter(torch.zeros(2, 2))
+    applied = FreezePlan().no_decay().apply(model)
+    found = by_tensor(applied.param_groups(lr=0.1, weight_decay=0.2), "weight_decay")
+    assert found == {"body.table.weight": 0.2, "body.table.bias": 0.0}
+
+
 def test_lr_mult_is_multiplied_into_the_real_lr_once() -> None:
     """The later of lr and lr_mult wins, and factors never multiply with each other."""
     plan = (

@@ -107,9 +107,10 @@ def die_in(seconds: int) -> None:
 class Trials:
     """A plugin of pytest that runs the collected tests for each mutant instead of once."""
 
-    def __init__(self, mutants: Sequence[str]) -> None:
-        """Takes the names of the mutants."""
+    def __init__(self, mutants: Sequence[str], seconds: float) -> None:
+        """Takes the names of the mutants, and the time after which tests are given up."""
         self.mutants = mutants
+        self.seconds = seconds
         self.screen = os.fdopen(os.dup(1), "w")  # pytest takes stdout
         self.verdicts: dict[str, str] = {}
 
@@ -151,18 +152,20 @@ class Trials:
                 found.setdefault(function, []).append((time.process_time() - start, index))
         return None if session.testsfailed else found
 
-    @staticmethod
-    def _first(session: pytest.Session, mutant: str, at: Iterable[tuple[float, int]]) -> str:
+    def _first(self, session: pytest.Session, mutant: str, at: Iterable[tuple[float, int]]) -> str:
         """Returns the first test that notices a mutant; "survived" if none does."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant)
+        start = time.process_time()
         for seconds, index in at:
             item = session.items[index]
             die_in(int(PATIENCE * (1 + seconds)))
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
                 return item.nodeid
+            if mutant and time.process_time() - start > self.seconds:
+                break
         return "survived"
 
 
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", help="such as _glob; all of the core if not given")
     parser.add_argument("--count", type=int, help="mutants of each module; all if not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1e6, help="of tests for each mutant")
     parser.add_argument("--names", nargs="*", help="of mutants to try instead")
     parser.add_argument("--tests", nargs="*", help="instead of those of the configuration")
     options = parser.parse_args()
@@ -201,7 +205,7 @@ def main() -> None:
         count = min(options.count or len(found), len(found))
         chosen += random.Random(options.seed).sample(sorted(found), count)
         print(f"{module}: {count} of {len(found)} mutants", flush=True)
-    trials = Trials(options.names or chosen)
+    trials = Trials(options.names or chosen, options.seconds)
     settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
     tests = options.tests or settings["pytest_add_cli_args_test_selection"]
     os.chdir("mutants")
