@@ -38,10 +38,12 @@ def traced(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     running.stop()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("COVERAGE_PROCESS_START")
-        yield
-    running.start()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.delenv("COVERAGE_PROCESS_START", raising=False)
+            yield
+    finally:
+        running.start()
 
 
 @pytest.fixture(scope="module")

@@ -1232,6 +1232,16 @@ def test_the_page_shows_what_the_commands_print(
         return f"```text\n{''.join(lines)}```"
 
     shown = re.sub(r"^```text\n.*?^```", printed, text, flags=re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"^freezekit (.*)$", text, re.MULTILINE):
+        given, _, told = re.sub(" [|] jq .*", "", line).partition(" > ")
+        ran = run(given)
+        assert ran.status == 0, ran.err
+        if told:
+            assert ran.out == (ROOT / "src" / "freezekit" / told).read_text(encoding="utf-8")
+        elif "json" in given:
+            assert json.loads(ran.out)["phases"][0]["trainable"]
+        else:
+            assert Path("schedule.svg").is_file()
     monkeypatch.delitem(sys.modules, "models", raising=False)
     if os.environ.get(OVERWRITE):
         page.write_text(shown, encoding="utf-8")

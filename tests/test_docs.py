@@ -1,19 +1,22 @@
 """Every block of code in the README and the documentation runs somewhere."""
 
+import copy
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from ranks import run_ranks
 
-from freezekit import FreezePlan, diagnose
+from freezekit import FreezePlan, PatternError, diagnose
 from freezekit.cli import _parsed
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [
     page
     for pattern in ("*.md", "docs/*.md", "examples/*/README.md", "tests/*/README.md")
@@ -23,23 +26,29 @@ PAGES = [
 SPHINX = {"{doctest}", "{testcode}", "{testoutput}", "{testsetup}", "{testcleanup}"}
 PROSE = {"{toctree}", "{include}", "{eval-rst}", "{glossary}", "{literalinclude}", "{table}"}
 
-# Who runs a block that Sphinx does not, by page and language: a test, or a line of the gate.
+COMMANDS = "test_the_page_shows_what_the_commands_print"
+# Who runs the blocks that Sphinx does not, by page and language: how many, and the test.
 RUN_BY = {
-    ("README.md", "python"): "tests/test_docs.py::test_readme_runs_from_top_to_bottom",
-    ("README.md", "text"): "tests/test_house.py::test_readme_quickstart_prints_what_it_shows",
+    ("README.md", "python"): (3, "tests/test_docs.py::test_readme_runs_from_top_to_bottom"),
+    ("README.md", "text"): (1, "tests/test_house.py::test_readme_quickstart_prints_what_it_shows"),
+    ("README.md", "yaml"): (1, "tests/test_docs.py::test_readme_plan_opens_what_it_says"),
     ("examples.md", "text"): (
-        "tests/test_gallery.py::test_each_file_has_a_test_and_an_entry_on_the_page"
+        11,
+        "tests/test_gallery.py::test_each_file_has_a_test_and_an_entry_on_the_page",
     ),
-    ("diagnose.md", "python"): "tests/test_docs.py::test_the_calls_of_diagnose_are_right",
-    ("engines.md", "python"): "tests/test_docs.py::test_the_page_on_engines_runs",
+    ("diagnose.md", "python"): (1, "tests/test_docs.py::test_the_calls_of_diagnose_are_right"),
+    ("engines.md", "python"): (7, "tests/test_docs.py::test_the_page_on_engines_runs"),
     ("pictures.md", "python"): (
-        "tests/test_plot_golden.py::test_pictures_of_the_page_are_those_its_code_draws"
+        6,
+        "tests/test_plot_golden.py::test_pictures_of_the_page_are_those_its_code_draws",
     ),
-    ("command_line.md", "yaml"): "tests/test_cli.py::test_the_page_shows_what_the_commands_print",
-    ("command_line.md", "python"): "tests/test_cli.py::test_the_page_shows_what_the_commands_print",
-    ("command_line.md", "text"): "tests/test_cli.py::test_the_page_shows_what_the_commands_print",
+    ("command_line.md", "yaml"): (1, "tests/test_cli.py::" + COMMANDS),
+    ("command_line.md", "python"): (1, "tests/test_cli.py::" + COMMANDS),
+    ("command_line.md", "text"): (7, "tests/test_cli.py::" + COMMANDS),
+    ("command_line.md", "sh"): (2, "tests/test_cli.py::" + COMMANDS),
     ("multitask_minilm/README.md", "python"): (
-        "tests/test_example_train.py::test_the_page_predicts_from_a_checkpoint"
+        1,
+        "tests/test_example_train.py::test_the_page_predicts_from_a_checkpoint",
     ),
 }
 
@@ -70,14 +79,14 @@ FENCES = list(fences())
 
 def test_every_block_is_run_by_something() -> None:
     """Sphinx runs it, a test does that exists, it is a plan, or commands: see the tests below."""
-    left = {
-        (each.page, each.language)
-        for each in FENCES
-        if each.language not in SPHINX | PROSE | {"yaml", "sh", "console"}
+    counts = Counter((each.page, each.language) for each in FENCES)
+    elsewhere = {
+        key for key in counts if key[1] in SPHINX | PROSE | {"yaml", "sh", "console"}
+    } - RUN_BY.keys()
+    assert {key: count for key, count in counts.items() if key not in elsewhere} == {
+        key: count for key, (count, _) in RUN_BY.items()
     }
-    left |= {key for key in RUN_BY if key[1] == "yaml"}
-    assert left == set(RUN_BY)
-    for place in RUN_BY.values():
+    for _, place in RUN_BY.values():
         path, _, test = place.partition("::")
         assert f"def {test}(" in (ROOT / path).read_text("utf-8"), place
 
@@ -118,7 +127,10 @@ def taken_by(script: Path) -> set[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_one_that_exists(command: str) -> None:
-    """Scripts and modules are in the repository and take these options, as `freezekit` does."""
+    """Scripts and modules are in the repository and take these options, as `freezekit` does.
+
+    Most are not run: they install, start several processes, or train for an hour.
+    """
     words = shlex.split(re.sub(r"^\w+=\S+ ", "", re.split(" [|>] ", command)[0]))
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[0] == "freezekit":
@@ -175,6 +187,60 @@ def test_readme_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> N
     assert not model.embed.training
     exec(compile(code[2], "README.md", "exec"), names)
     assert "trainable params: " in capsys.readouterr().out
+
+
+def test_readme_plan_opens_what_it_says(tmp_path: Path) -> None:
+    """On the model of the quickstart: heads alone, then a layer in each epoch, at falling rates."""
+    python, text = (
+        next(each.text for each in FENCES if (each.page, each.language) == ("README.md", language))
+        for language in ("python", "yaml")
+    )
+    (tmp_path / "plan.yaml").write_text(text)
+    names: dict[str, Any] = {}
+    exec(compile(python[: python.index("plan = ")], "README.md", "exec"), names)
+    phases = FreezePlan.load(tmp_path / "plan.yaml").resolve(names["model"]).phases
+    assert [phase.start for phase in phases] == list(range(7))
+    opened = [
+        {name.split(".")[2] for name in phase.trainable if "layers" in name} for phase in phases
+    ]
+    assert opened == [{str(6 - k) for k in range(1, epoch + 1)} for epoch in range(7)]
+    assert all("cls_head.weight" in phase.trainable for phase in phases)
+    rates = [phases[-1].lr(f"backbone.layers.{k}.linear1.weight") for k in range(6)]
+    assert (rates[0], rates[-1]) == pytest.approx((1e-5, 1e-4))
+    assert rates == sorted(rates)
+
+
+def test_readme_patterns_select_what_the_table_says() -> None:
+    """Each pattern of the table, on a model with the names that it uses."""
+    model = torch.nn.Module()
+    layer = {"query": torch.nn.Linear(2, 2), "key": torch.nn.Linear(2, 2)}
+    layers = [torch.nn.ModuleDict(copy.deepcopy(layer)) for _ in range(6)]
+    model.encoder = torch.nn.Module()
+    model.encoder.layers = torch.nn.ModuleList(layers)
+    model.encoder.norm = torch.nn.LayerNorm(2)
+    model.topic_head = torch.nn.Linear(2, 2)
+    names = [name for name, _ in model.named_parameters()]
+    expected = {
+        "**": "",
+        "encoder": "^encoder",
+        "encoder.norm.weight": "norm.weight$",
+        "*_head": "^topic_head",
+        "**.bias": "bias$",
+        "encoder.layers[-2:]": r"layers\.[45]",
+        "encoder.layers.{0..3}": r"layers\.[0-3]",
+        "**.{query,key}": "query|key",
+        "**@*Norm*": "norm",
+    }
+    section = README[README.index("| Pattern | Selects |") :].partition("\n\n")[0]
+    assert re.findall(r'`"([^`]+)"`', section) == list(expected)
+    for pattern, meant in expected.items():
+        plan = FreezePlan(allow_all_frozen=True).freeze(pattern)
+        found = plan.resolve(model).at().frozen
+        assert sorted(found) == sorted(name for name in names if re.search(meant, name)), pattern
+    message = re.findall(r"what is there instead: `(.*)`", README)[0]
+    wrong = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    with pytest.raises(PatternError, match=re.escape(message)):
+        FreezePlan().freeze("encoders").resolve(wrong)
 
 
 def test_the_calls_of_diagnose_are_right(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ encoder = torch.nn.TransformerEncoder(block, num_layers=6)
 model = torch.nn.ModuleDict({"backbone": encoder, "cls_head": torch.nn.Linear(64, 4)})
 
 plan = FreezePlan().freeze("backbone").unfreeze("backbone.layers[-2:]", lr=2e-5)
-applied = plan.group("*_head", lr=1e-3).no_decay().apply(model)
+plan = plan.group("*_head", lr=1e-3).no_decay()
+applied = plan.apply(model)
 optimizer = applied.optimizer(torch.optim.AdamW, lr=1e-4, weight_decay=0.01)
 print(applied.resolved.summary(depth=2))
 

@@ -29,8 +29,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 10
 """How many times longer a test may take of a mutant, and as many seconds: some loop forever."""
-UNNOTICED = ("survived", "not reached", "timed out")
-"""Verdicts that are not the test that notices a mutant."""
+LEFT = ("survived", "given up", "not reached")
+"""Verdicts on mutants that no test noticed; given up are those whose tests were not all tried."""
 
 
 class Alike(ast.NodeTransformer):
@@ -41,16 +41,18 @@ class Alike(ast.NodeTransformer):
         return ast.Constant("text") if isinstance(node.value, str) else node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
-        """Drops `strict`, with which `zip` asserts what always holds."""
-        node.keywords = [each for each in node.keywords if each.arg != "strict"]
+        """Drops the `strict` of `zip`, which asserts what always holds."""
         self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "zip":
+            node.keywords = [each for each in node.keywords if each.arg != "strict"]
         return node
 
 
 def mutants_of(module: str) -> dict[str, str]:
     """Returns the mutants of a module by name, with what each changes.
 
-    Those that change nothing but texts, most of which are messages, or `strict` are left out.
+    Those that change nothing but texts, most of which are messages, or the `strict` of `zip` are
+    left out.
     """
     file = Path("mutants") / "src" / "freezekit" / f"{module}.py"
     names = json.loads(file.with_name(f"{module}.py.meta").read_text())["exit_code_by_key"]
@@ -100,7 +102,7 @@ def die_in(seconds: int) -> None:
     """Ends this process after so much more processor time, or after four times as long."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(used.ru_utime + used.ru_stime) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     signal.alarm(4 * seconds)
 
 
@@ -122,7 +124,7 @@ class Trials:
         every = {each for found in reaching.values() for each in found}
         failing = in_fork(lambda: self._first(session, "", sorted(every)))
         if failing != "survived":
-            raise pytest.UsageError(f"{failing} notices what is no mutant")
+            raise pytest.UsageError(f"without a mutant: {failing or 'a fork dies'}")
         keen: Counter[str] = Counter()
         for number, name in enumerate(self.mutants):
             at = reaching.get(name.rpartition("__mutmut_")[0], [])
@@ -148,12 +150,13 @@ class Trials:
             state()._stats.clear()
             start = time.process_time()
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            spent = time.process_time() - start
             for function in state()._stats:
-                found.setdefault(function, []).append((time.process_time() - start, index))
+                found.setdefault(function, []).append((spent, index))
         return None if session.testsfailed else found
 
     def _first(self, session: pytest.Session, mutant: str, at: Iterable[tuple[float, int]]) -> str:
-        """Returns the first test that notices a mutant; "survived" if none does."""
+        """Returns the first test that notices a mutant; "survived" if none of them does."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant)
@@ -165,7 +168,7 @@ class Trials:
             if session.testsfailed:
                 return item.nodeid
             if mutant and time.process_time() - start > self.seconds:
-                break
+                return "given up"
         return "survived"
 
 
@@ -210,9 +213,10 @@ def main() -> None:
     tests = options.tests or settings["pytest_add_cli_args_test_selection"]
     os.chdir("mutants")
     pytest.main([*settings["pytest_add_cli_args"], *tests], [trials])
-    kinds = Counter(v if v in UNNOTICED else "noticed" for v in trials.verdicts.values())
+    known = (*LEFT, "timed out")
+    kinds = Counter(v if v in known else "noticed" for v in trials.verdicts.values())
     for name, verdict in trials.verdicts.items():
-        if verdict in UNNOTICED[:2]:
+        if verdict in LEFT:
             print(f"\n{name}: {verdict}\n{changes[name]}")
     print("\n" + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
 
