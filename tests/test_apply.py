@@ -380,6 +380,7 @@ def test_a_second_apply_is_refused() -> None:
         model: "a plan is applied to this model already; release first: call release()",
         around: "a plan is applied to 'inner' already; release first: call release()",
         model.blocks: "'0.0' belongs to a larger model that a plan is applied to; release first",
+        model.blocks[0]: "'0' belongs to a larger model that a plan is applied to; release first",
         model.head: "this model belongs to a larger model that a plan is applied to; release",
     }.items():
         with pytest.raises(FreezekitError) as caught:
@@ -911,3 +912,83 @@ def test_where_matching_stopped_is_said(
     with pytest.raises(PatternError) as caught:
         FreezePlan().freeze(pattern).apply(bert)
     assert f"pattern {pattern!r} selects nothing: {said}" in str(caught.value)
+
+
+class Stubborn(nn.Module):
+    """A `train` of its own keeps what lies two levels below it in eval."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+        self.asked: list[bool] = []
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        """Switches all but the dropout."""
+        super().train(mode)
+        self.body[0].eval()
+        self.asked.append(mode)
+        return self
+
+
+def test_below_a_train_of_the_users_own_that_one_decides_all_the_way() -> None:
+    """Asked when it is held and let go; what stands behind it gets its parent's mode back."""
+    model = nn.Sequential(Stubborn(), nn.Linear(2, 2), nn.Linear(2, 2)).train()
+    model[0].asked.clear()
+    applied = FreezePlan().freeze("[:2]", until_epoch=1).apply(model)
+    assert model[0].asked == [False]
+    applied.advance(epoch=1)
+    assert model[0].asked[-1] is True
+    assert not model[0].body[0].training
+    assert model[0].body.training
+    assert model[0].body[1].training
+    assert model[1].training
+
+
+def test_what_is_let_go_follows_its_parent_whatever_it_was_before() -> None:
+    """Frozen for an epoch after the model went to eval, it is in eval from then on."""
+    model = nn.Sequential(Stubborn(), nn.Linear(2, 2))
+    applied = FreezePlan().freeze("[0]", at_epoch=1, until_epoch=2).apply(model)
+    model.eval()
+    for epoch in (1, 2):
+        applied.advance(epoch=epoch)
+        assert not model[0].training
+        assert not model[0].body.training
+
+
+def test_a_root_that_is_held_has_the_mode_that_was_asked_for() -> None:
+    """Let go, and released, it is in eval if it was switched, and in train mode if not."""
+    for switched in (True, False):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        plan = FreezePlan(allow_all_frozen=True).freeze("**", until_epoch=1)
+        applied = plan.apply(model)
+        assert not model.training
+        if switched:
+            model.eval()
+        applied.advance(epoch=1)
+        assert model.training is model[1].training is not switched
+        applied.advance(epoch=0)
+        if switched:
+            model.eval()
+        applied.release()
+        assert model.training is not switched
+
+
+def test_a_held_module_asked_for_no_mode_in_particular_is_asked_for_train_mode() -> None:
+    """`train()` means `train(True)`, of a held module as of any."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    applied = FreezePlan().freeze("[0]").apply(model)
+    model.train(False)
+    model[0].train()
+    model.__dict__["training"] = True
+    applied.release()
+    assert model[0].training
+
+
+def test_a_parameter_added_since_keeps_its_own_flag_when_a_plan_is_resolved_again() -> None:
+    """The baseline is that of what was there; what is new has the flag that it has."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    FreezePlan().freeze("[0]").apply(model)
+    model[0].extra = nn.Parameter(torch.ones(2))
+    assert set(FreezePlan().resolve(model).at().trainable) == {
+        name for name, _ in model.named_parameters()
+    }

@@ -417,3 +417,56 @@ def test_what_two_names_of_a_tensor_say_is_quoted(plan: FreezePlan, said: tuple[
     first, second = said
     assert f"{first} through 'a.weight'" in str(caught.value)
     assert f"{second} through 'b.weight'" in str(caught.value)
+
+
+def test_why_a_rule_has_no_effect_is_said_of_each() -> None:
+    """Rules with an effect before and between them hide none."""
+    plan = (
+        FreezePlan()
+        .freeze("a")
+        .freeze("gone", missing_ok=True)
+        .group("b", lr=0.1)
+        .group("b", lr=0.2)
+        .group("a", lr=0.3)
+    )
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    said = [warning.rpartition("has no effect: ")[2] for warning in plan.resolve(model).warnings]
+    assert said == [
+        "it selects nothing",
+        "later rules override all it says",
+        "what it sets never comes to bear: nothing it decides for trains while it does",
+    ]
+
+
+def test_a_builder_on_a_model_without_parameters_says_nothing() -> None:
+    """Where it may match nothing, it stands for no rules."""
+    plan = FreezePlan(allow_all_frozen=True).layer_decay("**", decay=0.5, missing_ok=True)
+    assert not list(plan.resolve(nn.ReLU()).rows)
+
+
+def test_a_builder_reaches_a_tied_tensor_through_its_second_name() -> None:
+    """The layer is that of the tensor, whichever name the pattern has."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
+    model["c"].weight = model["a"].weight
+    phase = FreezePlan().layer_decay("c", decay=0.5).resolve(model).at()
+    assert phase.lr("a.weight", 1.0) == phase.lr("c.weight", 1.0) == 0.25
+
+
+def test_a_module_that_only_opens_is_looked_for_too() -> None:
+    """A norm without parameters that was replaced is told before anything is written."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2))
+    applied = FreezePlan().freeze("[:2]", until_epoch=1).apply(model)
+    model[1] = nn.BatchNorm1d(2, affine=False)
+    with pytest.raises(FreezekitError, match="'1' was replaced since the plan was applied"):
+        applied.advance(epoch=1)
+    assert not model[0].weight.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_module_that_was_compiled_since_is_the_same() -> None:
+    """The wrapper of torch around it is no replacement."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    applied = FreezePlan().freeze("[0]", until_epoch=1).apply(model)
+    model[0] = torch.compile(model[0])
+    applied.advance(epoch=1)
+    assert model[0].weight.requires_grad

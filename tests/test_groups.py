@@ -251,6 +251,14 @@ def test_group_values_are_those_of_the_first_trainable_phase() -> None:
             FreezePlan().freeze("embed").group("*_head", lr=1.0),
             {"layers.0-3", "topic_head+mood_head"},
         ),
+        (
+            FreezePlan().freeze("layers").group("mood_head", weight_decay=1.0),
+            {"embed+topic_head", "mood_head"},
+        ),
+        (
+            FreezePlan().freeze("layers").group("**", weight_decay=0.0),
+            {"embed+topic_head+mood_head/no_decay"},
+        ),
     ],
 )
 def test_group_names_say_where_their_parameters_stand(plan: FreezePlan, names: set[str]) -> None:
@@ -266,6 +274,7 @@ def test_group_names_are_unique() -> None:
     names = [group["name"] for group in applied.param_groups(lr=0.1)]
     assert len(names) == len(set(names)) == 3
     assert all(name.startswith("layers") for name in names)
+    assert "layers-2" in names or "layers.0-3-2" in names
 
 
 DECAYS = {

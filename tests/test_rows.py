@@ -444,6 +444,14 @@ def test_a_tensor_that_was_resized_is_refused() -> None:
         assert text in str(caught.value)
 
 
+class Scaled(nn.Module):
+    """A model of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "several": (
         lambda: FreezePlan().unfreeze("**", rows="1:").apply(Net()),
@@ -452,6 +460,27 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "empty": (
         lambda: FreezePlan().unfreeze("embed.weight", rows="8:").apply(Net()),
         r"rule 1, unfreeze.*rows '8:' selects none of the 8 rows of 'embed\.weight'",
+    ),
+    "a number": (
+        lambda: FreezePlan().unfreeze("scale", rows=":1").resolve(Scaled()),
+        r"rows ':1' selects none of the 0 rows of 'scale'",
+    ),
+    "lazy": (
+        lambda: FreezePlan().unfreeze("weight", rows=":1").resolve(nn.LazyLinear(2)),
+        "'weight' is lazy and has no rows yet; run one forward pass",
+    ),
+    "several that may be missing": (
+        lambda: FreezePlan().unfreeze("**", rows="1:", missing_ok=True).apply(Net()),
+        "exactly one parameter, got 2",
+    ),
+    "after one that is missing": (
+        lambda: (
+            FreezePlan()
+            .unfreeze("gone", rows="1:", missing_ok=True)
+            .unfreeze("embed.weight", rows="8:")
+            .apply(Net())
+        ),
+        "rule 2, unfreeze.*selects none of the 8 rows",
     ),
     "no slice": (
         lambda: FreezePlan().unfreeze("embed.weight", rows="5"),
