@@ -12,7 +12,9 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -338,17 +340,31 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(public) == sorted(name for name, _ in public_objects())
 
 
+def examples(value: object) -> str:
+    """Returns the code of the examples that run for something."""
+    found = doctest.DocTestParser().get_examples(inspect.getdoc(value) or "")
+    return "".join(each.source for each in found)
+
+
 @pytest.mark.parametrize(("name", "value"), public_objects())
 def test_every_public_name_shows_an_example(name: str, value: object) -> None:
-    """Each public class or function has an example that runs; its methods say what they do."""
-    assert doctest.DocTestParser().get_examples(inspect.getdoc(value) or ""), name
-    methods = vars(value).items() if inspect.isclass(value) else ()
-    bare = [
+    """Each public class, function or method has an example that runs, of its own or its class."""
+    shown = examples(value)
+    assert shown, name
+    said = (FunctionType, classmethod, staticmethod, property, cached_property)
+    members = {
+        member: each
+        for member, each in (vars(value).items() if inspect.isclass(value) else ())
+        if not member.startswith("_") and isinstance(each, said)
+    }
+    assert [member for member, each in members.items() if not inspect.getdoc(each)] == []
+    unshown = [
         method
-        for method, function in methods
-        if not method.startswith("_") and callable(function) and not inspect.getdoc(function)
+        for method, each in members.items()
+        if isinstance(each, said[:3]) and not any(method in vars(b) for b in value.__mro__[1:])
+        if not examples(getattr(value, method)) and f".{method}(" not in shown
     ]
-    assert bare == []
+    assert unshown == []
 
 
 def test_version_is_written_once_and_agrees() -> None:

@@ -111,6 +111,17 @@ class AppliedPlan:
             FreezekitError: the plan was released, a part of the model was replaced, the plan needs
                 an attached optimizer and has none, or there are several ranks and nothing is known
                 to average the gradients of what opens.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> applied = FreezePlan().freeze("[0]", until_epoch=1).apply(model)
+            >>> for epoch in range(2):
+            ...     applied.advance(epoch=epoch)
+            ...     print(model[0].weight.requires_grad)
+            False
+            True
         """
         for hooks in self._steps.attached:
             if hooks.inside:
@@ -320,6 +331,16 @@ class AppliedPlan:
             FreezekitError: two optimizers hold the same parameter, one cannot leave frozen
                 parameters alone or lacks an option that the plan sets, a param group holds
                 parameters that the plan changes at different times, or the plan was released.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> applied = FreezePlan().freeze("[0]").apply(model)
+            >>> optimizer = torch.optim.AdamW(applied.param_groups(lr=1e-3), lr=1e-3)
+            >>> applied.attach(optimizer)
+            >>> applied.lrs()
+            {'1': 0.001}
         """
         self._check_live()
         self._writer.reshard()
@@ -335,6 +356,19 @@ class AppliedPlan:
 
         Raises:
             FreezekitError: the plan was released.
+
+        Example:
+            >>> import torch
+            >>> from freezekit import FreezePlan
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+            >>> plan = FreezePlan().freeze("[0]", until_epoch=1).group("[0]", lr_mult=0.5)
+            >>> applied = plan.apply(model)
+            >>> optimizer = applied.optimizer(torch.optim.SGD, lr=0.1)
+            >>> applied.lrs()
+            {'0': 0.0, '1': 0.1}
+            >>> applied.advance(epoch=1)
+            >>> applied.lrs()
+            {'0': 0.05, '1': 0.1}
         """
         self._check_live()
         return self._steps.lrs()
@@ -374,6 +408,15 @@ class AppliedPlan:
 
         Raises:
             FreezekitError: the plan was released.
+
+        Example:
+            >>> from torch import nn
+            >>> from freezekit import FreezePlan
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> applied = FreezePlan().freeze("[0]", until_epoch=1).apply(model)
+            >>> applied.advance(epoch=1)
+            >>> applied.state_dict()["clock"]
+            {'epoch': 1, 'step': None}
         """
         self._check_live()
         return {
@@ -400,6 +443,17 @@ class AppliedPlan:
         Raises:
             FreezekitError: the state is of another plan, saying where the two differ, or was
                 written by another version.
+
+        Example:
+            >>> from torch import nn
+            >>> from freezekit import FreezePlan
+            >>> plan = FreezePlan().freeze("[0]", until_epoch=1)
+            >>> applied = plan.apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+            >>> applied.advance(epoch=1)
+            >>> resumed = plan.apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+            >>> resumed.load_state_dict(applied.state_dict())
+            >>> resumed.phase.index
+            1
         """
         self._check_live()
         now = self.state_dict()
@@ -432,6 +486,15 @@ class AppliedPlan:
 
         Gradients that freezing cleared stay cleared. What is gone from the model meanwhile is
         passed over.
+
+        Example:
+            >>> from torch import nn
+            >>> from freezekit import FreezePlan
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> applied = FreezePlan().freeze("[0]").apply(model)
+            >>> applied.release()
+            >>> model[0].weight.requires_grad
+            True
         """
         if self._released:
             return

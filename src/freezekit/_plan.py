@@ -262,6 +262,14 @@ class FreezePlan:
         Raises:
             PlanError: the ending is another one.
             OSError: the file cannot be written.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> plan = FreezePlan().freeze("backbone")
+            >>> with TemporaryDirectory() as folder:
+            ...     plan.save(f"{folder}/plan.yaml")
+            ...     FreezePlan.load(f"{folder}/plan.yaml") == plan
+            True
         """
         from ._files import save
 

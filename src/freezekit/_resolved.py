@@ -138,6 +138,14 @@ class Phase:
 
         Raises:
             PlanError: no parameter has that name, or `lr_mult` has no `base` to multiply.
+
+        Example:
+            >>> from torch import nn
+            >>> from freezekit import FreezePlan
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> resolved = FreezePlan().group("[0]", lr_mult=0.1).resolve(model)
+            >>> resolved.at().lr("0.weight", base=0.5)
+            0.05
         """
         decision = self._resolved._decision(name, self.index)
         if decision.lr is not None:
@@ -386,6 +394,14 @@ class ResolvedPlan:
 
         Raises:
             PlanError: as in `at`.
+
+        Example:
+            >>> from torch import nn
+            >>> from freezekit import FreezePlan
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> rows = FreezePlan().freeze("[0]").resolve(model).module_rows()
+            >>> [(row.path, row.state) for row in rows]
+            [('', 'partial'), ('0', 'frozen'), ('1', 'trainable')]
         """
         return self._module_rows(self._phase(epoch, step, stalls))
 

@@ -148,7 +148,13 @@ class Rule:
         return _moment(self, "until")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the rule as it stands in a plan file."""
+        """Returns the rule as it stands in a plan file.
+
+        Example:
+            >>> from freezekit import FreezePlan
+            >>> FreezePlan().freeze("backbone", until_epoch=2).rules[0].to_dict()
+            {'freeze': 'backbone', 'until_epoch': 2}
+        """
         patterns = list(self.patterns) if len(self.patterns) > 1 else self.patterns[0]
         return {self.verb: patterns} | {k: _listed(v) for k, v in self.properties.items()}
 

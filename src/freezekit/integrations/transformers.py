@@ -97,6 +97,7 @@ class FreezeCallback(TrainerCallback):
         ...         callbacks=[freeze],
         ...         optimizer_cls_and_kwargs=freeze.optimizer(),
         ...     )
+        ...     freeze.log_first(trainer)
         ...     _ = trainer.train()
         what Trainer says:
         ...
