@@ -159,6 +159,9 @@ def test_the_calls_weight_decay_stands_where_the_plan_says_none() -> None:
     assert found["layers.0.0.bias"] == found["layers.0.1.weight"] == 0.0
     optimizer = applied.optimizer(torch.optim.AdamW, lr=0.1, weight_decay=0.2)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5, 0.2, 0.0}
+    assert optimizer.defaults["lr"] == 0.1
+    spared = by_tensor(applied.param_groups(lr=0.1, weight_decay=0.0), "weight_decay")
+    assert spared["layers.0.0.weight"] == 0.0
 
 
 def test_a_bias_of_any_rank_and_depth_does_not_decay() -> None:
