@@ -193,6 +193,15 @@ def test_lr_mult_is_multiplied_into_the_real_lr_once() -> None:
     assert all(keys(group) == {"lr"} for group in groups)
 
 
+def test_a_rate_has_one_unit_and_how_something_was_frozen_makes_no_group() -> None:
+    """A decision has `lr` or `lr_mult`; parameters that train alike share a group."""
+    plan = FreezePlan().group("embed", lr_mult=0.5).group("embed", lr=0.3)
+    (decision,) = plan.resolve(Net()).rows[0].decisions
+    assert (decision.lr, decision.lr_mult) == (0.3, None)
+    plan = FreezePlan().freeze("embed", frozen_mode="train").unfreeze("**")
+    assert len(plan.apply(Net()).param_groups(lr=0.1)) == 1
+
+
 def test_lr_and_weight_decay_are_independent_axes() -> None:
     """A rule about one never disturbs the other, in either order."""
     about_lr = FreezePlan().group("layers", lr=0.3)

@@ -505,6 +505,11 @@ def test_rows_that_make_no_sense_are_refused(case: str) -> None:
         build()
 
 
+def test_rows_that_freeze_a_part_have_an_effect() -> None:
+    """No warning says otherwise, although the tensor trains."""
+    assert FreezePlan().freeze("embed.weight", rows=":5").resolve(Net()).warnings == ()
+
+
 def test_rows_need_an_attached_optimizer() -> None:
     """Decay and momentum act in its steps; without one `advance` says so."""
     model = Net()
