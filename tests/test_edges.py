@@ -477,7 +477,7 @@ def test_a_tensor_that_torch_cannot_write_is_named() -> None:
     model = model_of(a=nn.Linear(2, 2), b=nn.Linear(2, 2))
     applied = FreezePlan().freeze("a", "b.bias", at_epoch=1).apply(model)
     model.a._parameters["bias"] = torch.ones(2, requires_grad=True) * 2
-    with pytest.raises(FreezekitError, match="'a.bias' is not a leaf tensor, so torch cannot"):
+    with pytest.raises(FreezekitError, match=r"'a\.bias' is not a leaf tensor, so torch cannot"):
         applied.advance(epoch=1)
     assert model.a.weight.requires_grad
     assert model.b.bias.requires_grad
