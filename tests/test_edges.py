@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from freezekit import FreezekitError, FreezePlan, PatternError, PlanError
+from freezekit import AppliedPlan, FreezekitError, FreezePlan, PatternError, PlanError
 
 
 def model_of(**children: nn.Module) -> nn.ModuleDict:
@@ -286,6 +286,14 @@ def test_two_optimizers_have_groups_of_different_names() -> None:
     assert sorted(applied.lrs().values()) == [0.1, 0.2]
 
 
+def warming(model: nn.Module) -> AppliedPlan:
+    """Returns a plan that warms up and counts in nothing else."""
+    applied = FreezePlan().group("a", warmup_steps=2).apply(model)
+    applied.optimizer(torch.optim.AdamW, lr=0.1)
+    return applied
+
+
+STALL = {"monitor": "loss", "mode": "min"}
 MISTAKES: list[tuple[Callable[[Any, Any], object], str]] = [
     (lambda plan, m: plan.apply(m).param_groups(["a"], lr=1.0), "a pattern is text, got ['a']"),
     (lambda plan, m: plan.apply(m).attach(None), "attach takes optimizers, got NoneType"),
@@ -300,6 +308,18 @@ MISTAKES: list[tuple[Callable[[Any, Any], object], str]] = [
     (lambda plan, m: plan.freeze(f"a[{'9' * 5000}]"), "counts too far"),
     (lambda plan, m: plan.freeze("{01..02}"), "without leading zeros"),
     (lambda plan, m: plan.resolve(torch.jit.script(m)), "the model is scripted"),
+    (
+        lambda plan, m: warming(m).advance(epoch=0),
+        "the plan warms up in steps; pass step=...",
+    ),
+    (
+        lambda plan, m: warming(m).advance(step=-1),
+        "step must be a whole number >= 0, got -1",
+    ),
+    (
+        lambda plan, m: FreezePlan().freeze("a", at_metric=STALL).apply(m).advance(step=0.5),
+        "step must be a whole number >= 0, got 0.5",
+    ),
     (
         lambda plan, m: plan.group("a", options={"betaz": 1}).apply(m).optimizer(
             torch.optim.AdamW, lr=0.1
