@@ -1232,7 +1232,9 @@ def test_the_page_shows_what_the_commands_print(
         return f"```text\n{''.join(lines)}```"
 
     shown = re.sub(r"^```text\n.*?^```", printed, text, flags=re.MULTILINE | re.DOTALL)
-    for line in re.findall(r"^freezekit (.*)$", text, re.MULTILINE):
+    alone = re.findall(r"^freezekit (.*)$", text, re.MULTILINE)
+    assert len(alone) == 3
+    for line in alone:
         given, _, told = re.sub(" [|] jq .*", "", line).partition(" > ")
         ran = run(given)
         assert ran.status == 0, ran.err
